@@ -1,0 +1,121 @@
+"""Packaging of transferable_vp. All metadata is here; pyproject.toml only holds the build backend and tool settings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+ROOT = Path(__file__).resolve().parent
+
+# Every floor is a version the tests pass with: `make compat` installs exactly these ("==") and runs them.
+INSTALL_REQUIRES = [
+    "accelerate>=1.12.0",
+    "datasets>=4.5.0",
+    "evaluate>=0.4.6",  # the first that imports next to huggingface_hub 1.x
+    "huggingface_hub>=1.5.0",  # what the transformers floor asks for
+    "jinja2>=3.1.4",  # chat templates and model cards
+    "numpy>=2.1.0",
+    "peft>=0.20.0",  # the least that a current transformers accepts
+    "pillow>=11.0.0",
+    "pyyaml>=6.0.2",
+    "safetensors>=0.8.0",
+    "torch>=2.6.0",  # before it, transformers refuses torch.load, so neither resume nor the paper's .pth would work
+    "torchvision>=0.21.0",  # the one built for the torch floor
+    "tqdm>=4.67.0",
+    "transformers>=5.15.1",  # before 5.15, a step of several tokens on the cache of a hybrid model is silently wrong
+]
+
+DEMO = ["matplotlib>=3.10.0", "scikit-learn>=1.6.0"]
+TEST = ["pytest>=8.4.0", "pytest-xdist>=3.7.0", "setuptools", *DEMO]
+# A formatter's next release may want other line breaks, so ruff moves by a commit of ours and not by itself.
+QUALITY = ["mypy>=2.4.0", "pre-commit>=4.5.0", "ruff>=0.17.5,<0.18", "types-PyYAML"]
+DOCS = ["matplotlib>=3.10.0"]
+
+EXTRAS = {
+    "demo": DEMO,
+    "test": TEST,
+    "quality": QUALITY,
+    "docs": DOCS,
+    "dev": sorted({*TEST, *QUALITY, *DOCS}),
+    "compat": [requirement.replace(">=", "==") for requirement in INSTALL_REQUIRES + TEST],
+}
+
+# Folders at the root of a checkout that the command needs at run time: a wheel carries them inside the package.
+BUNDLED_FOLDERS = ("examples", "zoo")
+BUNDLED_SUFFIXES = {".jinja", ".json", ".md", ".py", ".safetensors", ".txt", ".yaml"}
+
+
+def version() -> str:
+    text = (ROOT / "transferable_vp" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(
+            'transferable_vp/__init__.py has no line `__version__ = "..."`; setup.py reads it from there.'
+        )
+    return match.group(1)
+
+
+def bundled_files() -> list[Path]:
+    """The files of the bundled folders, relative to the root, without caches, runs and hidden folders."""
+    paths = [path.relative_to(ROOT) for folder in BUNDLED_FOLDERS for path in sorted((ROOT / folder).rglob("*"))]
+    return [
+        path
+        for path in paths
+        if path.suffix in BUNDLED_SUFFIXES
+        and not any(part in {"__pycache__", "runs"} or part.startswith(".") for part in path.parts)
+    ]
+
+
+class BuildPy(build_py):
+    """Copies the bundled folders into the package. An editable install finds them at the root and needs no copy."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for path in bundled_files():
+            target = Path(self.build_lib) / "transferable_vp" / path
+            self.mkpath(str(target.parent))
+            self.copy_file(str(ROOT / path), str(target), preserve_mode=False)
+
+    def get_source_files(self) -> list[str]:
+        # An sdist asks this, and a wheel may be built from the sdist.
+        return [*super().get_source_files(), *map(str, bundled_files())]
+
+
+readme = ROOT / "README.md"
+
+setup(
+    name="transferable-vp",
+    version=version(),
+    description="Visual prompts that are ordinary images, learned on one vision-language model and used on any other",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author="The transferable_vp contributors",
+    license="Apache-2.0",
+    keywords="visual prompting, multimodal, vision-language models, transfer, transformers, deep learning, pytorch",
+    packages=find_packages(include=["transferable_vp", "transferable_vp.*"]),
+    package_data={
+        "transferable_vp": ["py.typed", "*.md", "*.jinja", "metrics/**/*.json", "metrics/**/*.md", "metrics/**/*.py"]
+    },
+    include_package_data=False,
+    cmdclass={"build_py": BuildPy},
+    python_requires=">=3.11",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["transferable-vp = transferable_vp.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
