@@ -1,0 +1,76 @@
+"""Transferable visual prompts: one learned image prompt that makes many vision-language models better at a task."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .configuration import TransferableVisualPromptConfig
+from .modeling import TransferableVisualPrompt
+
+
+if TYPE_CHECKING:
+    from .data import Example, ExampleCollator, Task, load_data
+    from .evaluation import Evaluation, evaluate, random_prompt, transfer_report
+    from .objectives import FeatureConsistency, Objective, Step, TaskSemantics
+    from .optim import PaperSGD
+    from .scoring import score_candidates
+    from .surrogate import Surrogate
+    from .trainer import TransferableVisualPromptTrainer
+    from .training_args import TransferableVisualPromptTrainingArguments
+
+__version__ = "0.1.0.dev0"
+
+# The two classes above come with the package, so that AutoConfig and AutoModel know them; the rest on first use, so that
+# applying a prompt does not import the Trainer.
+_LAZY = {
+    "Evaluation": "evaluation",
+    "Example": "data",
+    "ExampleCollator": "data",
+    "FeatureConsistency": "objectives",
+    "Objective": "objectives",
+    "PaperSGD": "optim",
+    "Step": "objectives",
+    "Surrogate": "surrogate",
+    "Task": "data",
+    "TaskSemantics": "objectives",
+    "TransferableVisualPromptTrainer": "trainer",
+    "TransferableVisualPromptTrainingArguments": "training_args",
+    "evaluate": "evaluation",
+    "load_data": "data",
+    "random_prompt": "evaluation",
+    "score_candidates": "scoring",
+    "transfer_report": "evaluation",
+}
+
+__all__ = [
+    "TransferableVisualPrompt",
+    "TransferableVisualPromptConfig",
+    "Evaluation",
+    "Example",
+    "ExampleCollator",
+    "FeatureConsistency",
+    "Objective",
+    "PaperSGD",
+    "Step",
+    "Surrogate",
+    "Task",
+    "TaskSemantics",
+    "TransferableVisualPromptTrainer",
+    "TransferableVisualPromptTrainingArguments",
+    "evaluate",
+    "load_data",
+    "random_prompt",
+    "score_candidates",
+    "transfer_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,322 @@
+"""The prompt itself: images in, a canvas of pixels out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from .configuration import TransferableVisualPromptConfig, ValueRange
+from .images import ImageLike, fit_image, quantize, to_images, to_pil
+
+
+ProcessorType = TypeVar("ProcessorType")
+
+PROMPT_IMAGE_NAME = "prompt.png"
+
+
+class _StraightThroughClamp(torch.autograd.Function):
+    """Clamps to [0, 1] and passes the gradient as if it had not: `torch.clamp` passes none at its bound, and a border
+    that starts black starts there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+class TransferableVisualPrompt(PreTrainedModel):
+    r"""
+    One learned image prompt: a frame of pixels around the shrunk image (TVP, arXiv 2404.11207), or an overlay on it.
+
+    A prompt is an image operation. It takes images and gives back images, so it works with every model that takes
+    images: through [`~TransferableVisualPrompt.attach`] for a Hugging Face processor, or through
+    [`~TransferableVisualPrompt.apply`] and a PNG for anything else.
+
+    Args:
+        config ([`TransferableVisualPromptConfig`]): Geometry and value range.
+
+    Attributes:
+        delta (`torch.nn.Parameter`): float32 `(3, canvas_size, canvas_size)`, the learned pixels, starting at zero;
+            in [0, 1] on the border, in [-epsilon, epsilon] on an overlay, zero elsewhere.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig
+
+    >>> prompt = TransferableVisualPrompt(TransferableVisualPromptConfig())
+    >>> prompt.apply(Image.new("RGB", (640, 480))).size
+    (224, 224)
+    ```
+    """
+
+    config_class = TransferableVisualPromptConfig
+    config: TransferableVisualPromptConfig
+    base_model_prefix = "visual_prompt"
+    main_input_name = "images"
+    input_modalities = ("image",)
+    # Half precision cannot hold the small steps of pixel optimisation: whatever `dtype` is asked for, these stay fp32.
+    _keep_in_fp32_modules_strict = ["delta"]
+
+    def __init__(self, config: TransferableVisualPromptConfig) -> None:
+        super().__init__(config)
+        size = config.canvas_size
+        self.delta = nn.Parameter(torch.zeros(3, size, size))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # `delta` is zero from the start. Drawing it here would redraw it on load too (transformers#46620).
+        pass
+
+    @property
+    def border_mask(self) -> torch.Tensor:
+        """`torch.Tensor`: bool `(1, canvas, canvas)`, true on the frame."""
+        size, border = self.config.canvas_size, self.config.border_size
+        mask = torch.ones(1, size, size, dtype=torch.bool, device=self.delta.device)
+        mask[:, border : size - border, border : size - border] = False
+        return mask
+
+    @property
+    def content_mask(self) -> torch.Tensor:
+        """`torch.Tensor`: bool `(1, canvas, canvas)`, true where the shrunk image is."""
+        start, stop = self._content_span()
+        mask = torch.zeros(1, *self.delta.shape[1:], dtype=torch.bool, device=self.delta.device)
+        mask[:, start:stop, start:stop] = True
+        return mask
+
+    @property
+    def trainable_mask(self) -> torch.Tensor:
+        """`torch.Tensor`: bool `(1, canvas, canvas)`, true where `layout` lets pixels be learned."""
+        layout = self.config.layout
+        if layout == "border":
+            return self.border_mask
+        return self.content_mask if layout == "overlay" else self.border_mask | self.content_mask
+
+    def _content_span(self) -> tuple[int, int]:
+        start = (self.config.canvas_size - self.config.content_size) // 2
+        return start, start + self.config.content_size
+
+    def forward(self, images: ImageLike | Sequence[ImageLike] | torch.Tensor, prompted: bool = True) -> torch.Tensor:
+        r"""
+        Composes images and prompt.
+
+        Args:
+            images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, or a sequence or batch of them):
+                PIL images of any mode and size (EXIF rotation is applied, 16-bit is scaled, alpha is dropped as
+                `Image.convert("RGB")` drops it); arrays `(h, w)` or `(h, w, 1|3|4)`, tensors `(1|3|4, h, w)` or a
+                batch with one more axis in front; integers in 0..255, floats in [0, 1].
+            prompted (`bool`, *optional*, defaults to `True`):
+                With `False` the learned pixels are left out: the same geometry around a black border, which is the
+                clean side of Feature Consistency Alignment and the *zero border* of reports.
+
+        Returns:
+            `torch.Tensor`: float32 canvas `(batch, 3, canvas_size, canvas_size)` on the prompt's device, in [0, 1]
+            (whatever the prompt says with `value_range="unbounded"`), with a graph back to `delta`.
+
+        Raises:
+            ValueError: If an image has no pixels, a shape or dtype that no image has, or floats outside [0, 1].
+        """
+        size, (start, stop) = self.config.content_size, self._content_span()
+        fitted = [fit_image(image, size, self.config.fit) for image in to_images(images, self.delta.device)]
+        canvas = torch.zeros(len(fitted), *self.delta.shape, device=self.delta.device)
+        canvas[:, :, start:stop, start:stop] = torch.stack(fitted)
+        if not prompted:
+            return canvas
+        canvas = canvas + self.delta
+        return canvas if self.config.value_range == "unbounded" else _StraightThroughClamp.apply(canvas)
+
+    @torch.no_grad()
+    def project_(self) -> TransferableVisualPrompt:
+        """Puts `delta` back, in place, into what the configuration allows: displayable values, learned pixels only.
+
+        The trainer calls this after every optimizer step. Returns the prompt itself.
+        """
+        if self.config.value_range == "displayable":
+            border, epsilon = self.delta.clamp(0, 1), self.config.epsilon
+            self.delta.copy_(torch.where(self.border_mask, border, self.delta.clamp(-epsilon, epsilon)))
+        self.delta.mul_(self.trainable_mask)
+        return self
+
+    @torch.no_grad()
+    def apply(self, images: Any, prompted: bool = True) -> Any:
+        r"""
+        The images a deployed model is given: 8-bit RGB, ready to be saved as PNG or sent to an API.
+
+        Args:
+            images: As in [`~TransferableVisualPrompt.forward`].
+            prompted (`bool`, *optional*, defaults to `True`): As in [`~TransferableVisualPrompt.forward`].
+
+        Returns:
+            `PIL.Image.Image` for one image, `list[PIL.Image.Image]` for a list or a batch.
+        """
+        if callable(images):
+            # A function and no image: this is torch.nn.Module.apply(fn), which PreTrainedModel uses on itself.
+            return super().apply(images)
+        pictures = [to_pil(canvas) for canvas in self(images, prompted=prompted)]
+        single = not isinstance(images, (list, tuple)) and getattr(images, "ndim", 3) <= 3
+        return pictures[0] if single else pictures
+
+    def attach(self, processor: ProcessorType, differentiable: bool = False) -> ProcessorType:
+        r"""
+        Returns a copy of `processor` that prompts every image it is given; `processor` itself is not changed.
+
+        Args:
+            processor (`ProcessorMixin` or `BaseImageProcessor`):
+                The processor, or the bare image processor, of the model that is to be prompted.
+            differentiable (`bool`, *optional*, defaults to `False`):
+                Whether pixel values carry the gradient back to `delta`, for training. The values are the same to the
+                bit. Needs an image processor with the torchvision backend.
+
+        Returns:
+            The same type that was given. It works in `processor(...)`, `apply_chat_template(tokenize=True)`,
+            `pipeline("image-text-to-text", processor=...)` and wherever else the original did; saved, it loads as the
+            plain processor.
+
+        Raises:
+            TypeError: If `processor` has no image processor, or none that a gradient can pass when one is asked for.
+
+        Example:
+
+        ```python
+        >>> from transformers import AutoProcessor
+
+        >>> processor = prompt.attach(AutoProcessor.from_pretrained("llava-hf/llava-1.5-7b-hf"))  # doctest: +SKIP
+        ```
+        """
+        from .processing import attach
+
+        return attach(self, processor, differentiable=differentiable)
+
+    def to_image(self) -> Image.Image:
+        """The learned border as an RGBA image, transparent where the content goes, that any program can paste.
+
+        Raises:
+            ValueError: If the prompt holds anything but a displayable border, which no image can carry.
+        """
+        if self.config.layout != "border" or self.config.value_range != "displayable":
+            raise ValueError(
+                f"Only a displayable border is an image of its own; this prompt has layout={self.config.layout!r} and "
+                f"value_range={self.config.value_range!r}. Use `apply` to make prompted images instead."
+            )
+        pixels = quantize(self.delta.detach()).cpu()
+        alpha = self.border_mask.cpu().to(torch.uint8) * 255
+        return Image.fromarray(torch.cat([pixels, alpha]).permute(1, 2, 0).numpy(), "RGBA")
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        r"""
+        Saves `config.json`, `model.safetensors` and, for a displayable border, `prompt.png`.
+
+        The files are first written beside the folder and then moved into it one by one, so that a full disk leaves
+        what was there before. Arguments are those of [`~transformers.PreTrainedModel.save_pretrained`].
+
+        Raises:
+            OSError: If the disk is full, saying that nothing of what was there has been lost.
+        """
+        from . import __version__
+
+        target = Path(save_directory)
+        if target.is_file():
+            raise NotADirectoryError(f"Cannot save to {target}: it is a file; give the path of a folder.")
+        self.config.version = __version__
+        target.parent.mkdir(parents=True, exist_ok=True)
+        kwargs_push = {k: kwargs.pop(k) for k in ("push_to_hub", "repo_id", "commit_message", "token") if k in kwargs}
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            super().save_pretrained(staging, **kwargs)
+            if self.config.layout == "border" and self.config.value_range == "displayable":
+                self.to_image().save(staging / PROMPT_IMAGE_NAME)
+            target.mkdir(exist_ok=True)
+            for file in staging.iterdir():
+                os.replace(file, target / file.name)
+        except (OSError, SafetensorError) as error:
+            # safetensors has no class of its own for a full disk, only these words.
+            if getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error):
+                raise OSError(
+                    errno.ENOSPC,
+                    f"The disk is full: the prompt could not be saved to {target}, and what was there before is "
+                    "untouched. Free some space and save again",
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        if kwargs_push.pop("push_to_hub", False):
+            self.push_to_hub(kwargs_push.pop("repo_id", target.name), **kwargs_push)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        r"""
+        Loads a prompt from a folder or from the Hub: all arguments of [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            OSError: If there is no prompt there, or its file is damaged, or the Hub cannot be reached.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {pretrained_model_name_or_path} are damaged or cut short ({error}): copy or download "
+                "the file `model.safetensors` again."
+            ) from error
+
+    @classmethod
+    def from_paper_checkpoint(
+        cls, path: str | os.PathLike, value_range: ValueRange = "unbounded", content_size: int = 164
+    ) -> TransferableVisualPrompt:
+        r"""
+        Reads the checkpoint that the paper's authors released (`save/checkpoint_best.pth`), without pickle code.
+
+        Args:
+            path (`str` or `os.PathLike`): A `.pth` file holding `{"perturbation": (3, 224, 224) float}`.
+            value_range (`str`, *optional*, defaults to `"unbounded"`):
+                `"unbounded"` keeps the values as published. `"displayable"` clamps them to [0, 1], which is all that an
+                image can carry and changes the released prompt by 70 % of its norm.
+            content_size (`int`, *optional*, defaults to 164): Height and width of the shrunk image.
+
+        Raises:
+            ValueError: If the file is not such a checkpoint.
+        """
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path} is not a checkpoint that can be read without running code: {error}") from error
+        delta = checkpoint.get("perturbation") if isinstance(checkpoint, dict) else None
+        if not isinstance(delta, torch.Tensor) or tuple(delta.shape) != (3, *delta.shape[-1:] * 2):
+            found = sorted(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
+            raise ValueError(
+                f"{path} is not the paper's checkpoint: it must be a dict whose 'perturbation' is a tensor "
+                f"(3, size, size), and holds {found}."
+            )
+        size = delta.shape[-1]
+        prompt = cls(
+            TransferableVisualPromptConfig(
+                canvas_size=size,
+                border_size=(size - content_size) // 2,
+                content_size=content_size,
+                value_range=value_range,
+            )
+        )
+        with torch.no_grad():
+            prompt.delta.copy_(delta)
+        return prompt.project_()
+
+
+AutoConfig.register(TransferableVisualPromptConfig.model_type, TransferableVisualPromptConfig)
+AutoModel.register(TransferableVisualPromptConfig, TransferableVisualPrompt)
+
+__all__ = ["TransferableVisualPrompt"]
