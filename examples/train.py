@@ -1,0 +1,130 @@
+"""Learns one visual prompt on one or several models, from a dataset with images and labels or questions and answers.
+
+On the zoo, offline (one CPU, two minutes):
+
+    accelerate launch examples/train.py --model zoo/llava --clip_model zoo/clip --dataset path/to/images \
+        --canvas_size 64 --border_size 8 --output_dir runs/mine --max_steps 80 --per_device_train_batch_size 32
+
+As in the paper (one 24 GB GPU):
+
+    accelerate launch examples/train.py --model Salesforce/instructblip-vicuna-7b --dtype bfloat16 \
+        --dataset uoft-cs/cifar10 --eval_split "test[:500]" --output_dir runs/cifar10 --update_rule paper \
+        --per_device_train_batch_size 16 --num_train_epochs 1 --push_to_hub
+
+All flags can stand in a YAML file, given first: `examples/train.py recipe.yaml --seed 1`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+import yaml
+from transformers import HfArgumentParser
+
+from transferable_vp import (
+    Surrogate,
+    Task,
+    TaskSemantics,
+    TransferableVisualPrompt,
+    TransferableVisualPromptConfig,
+    TransferableVisualPromptTrainer,
+    TransferableVisualPromptTrainingArguments,
+    load_data,
+)
+
+
+@dataclass
+class ScriptArguments:
+    """What to learn on, and from what. Everything else is a training argument."""
+
+    model: list[str] = field(metadata={"help": "Model(s) to learn on: folders or Hub ids."})
+    dataset: str = field(metadata={"help": "Hub id, folder or file (parquet, csv, json, or one folder per class)."})
+    target_model: list[str] = field(default_factory=list, metadata={"help": "Models to measure, never to learn on."})
+    clip_model: str = field(default="openai/clip-vit-base-patch32", metadata={"help": "CLIP for TSE."})
+    dtype: str = field(default="auto", metadata={"help": "Precision of the models: auto, float32, bfloat16, float16."})
+    device_map: str | None = field(default=None, metadata={"help": "'auto' spreads a model over GPUs (one process)."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split to learn from, as train[:1%]."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to validate on."})
+    streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed; set --max_steps."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of images; found if not given."})
+    answer_column: str | None = field(default=None, metadata={"help": "Column of answers or labels; found likewise."})
+    question_column: str | None = field(default=None, metadata={"help": "Column of questions; found likewise."})
+    question: str | None = field(default=None, metadata={"help": "The question, where there is no column of them."})
+    candidates: list[str] | None = field(default=None, metadata={"help": "Answers to choose from (labels have them)."})
+    caption: str | None = field(default=None, metadata={"help": "Caption for TSE, with {answer} in it."})
+    flip: bool = field(default=False, metadata={"help": "Mirror half of the images; not for digits or text."})
+    prompt: str | None = field(default=None, metadata={"help": "A prompt to start from: folder or Hub id."})
+    canvas_size: int = field(default=224, metadata={"help": "Height and width of the canvas in pixels."})
+    border_size: int = field(default=30, metadata={"help": "Width of the learned border in pixels."})
+    layout: str = field(default="border", metadata={"help": "border, overlay or both."})
+    fit: str = field(default="crop", metadata={"help": "crop, contain or stretch."})
+    value_range: str = field(default="displayable", metadata={"help": "displayable or unbounded (the paper's)."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    # 1. Arguments, from flags or from a YAML file that flags override.
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        with open(argv[0], encoding="utf-8") as file:
+            recipe = yaml.safe_load(file)
+        flags = [
+            [f"--{key}", *map(str, value if isinstance(value, list) else [value])] for key, value in recipe.items()
+        ]
+        argv = [word for flag in flags for word in flag] + argv[1:]
+    parser = HfArgumentParser((ScriptArguments, TransferableVisualPromptTrainingArguments), description=__doc__)
+    script, args = parser.parse_args_into_dataclasses(argv)
+
+    # 2. Data: any dataset, no code.
+    train = load_data(script.dataset, script.train_split, script.dataset_name, script.streaming)
+    evaluation = None
+    if script.eval_split is not None:
+        evaluation = load_data(script.dataset, script.eval_split, script.dataset_name)
+    columns = ("image_column", "answer_column", "question_column", "question", "candidates", "caption", "flip")
+    task = Task.infer(train, **{name: getattr(script, name) for name in columns})
+
+    # 3. The prompt: kilobytes of pixels, and all that is trained.
+    if script.prompt is not None:
+        prompt = TransferableVisualPrompt.from_pretrained(script.prompt)
+    else:
+        geometry = ("canvas_size", "border_size", "layout", "fit", "value_range")
+        config = TransferableVisualPromptConfig(**{name: getattr(script, name) for name in geometry})
+        prompt = TransferableVisualPrompt(config)
+
+    # 4. The models: frozen, each behind its own processor.
+    placement = {"device_map": script.device_map} if script.device_map else {}
+
+    def load(path: str) -> Surrogate:
+        surrogate = Surrogate.from_pretrained(path, dtype=script.dtype, **placement)
+        return surrogate if placement else surrogate.to(args.device)
+
+    surrogates, targets = [load(path) for path in script.model], [load(path) for path in script.target_model]
+
+    # 5. CLIP, for Task Semantics Enrichment.
+    semantics = TaskSemantics.from_pretrained(script.clip_model).to(args.device) if args.tse_weight else None
+
+    # 6. Learn.
+    trainer = TransferableVisualPromptTrainer(
+        model=prompt,
+        args=args,
+        surrogates=surrogates,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        task=task,
+        semantics=semantics,
+        targets=targets,
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+    # 7. Measure, save, share.
+    if evaluation is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+    trainer.save_model()
+    trainer.save_state()
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset)
+
+
+if __name__ == "__main__":
+    main()

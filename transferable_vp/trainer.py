@@ -1,0 +1,292 @@
+"""Learning a prompt with the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import ImageOps
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from .configuration import TransferableVisualPromptConfig
+from .data import ExampleCollator, Task, undecoded
+from .evaluation import evaluate
+from .modeling import TransferableVisualPrompt
+from .objectives import FeatureConsistency, Objective, Step, TaskSemantics, task_loss
+from .optim import PaperSGD
+from .surrogate import Surrogate
+from .training_args import TransferableVisualPromptTrainingArguments
+
+
+class TransferableVisualPromptTrainer(Trainer):
+    r"""
+    Learns a [`TransferableVisualPrompt`] on one or several frozen models.
+
+    The prompt is the Trainer's model, so that checkpoints are some hundred kilobytes, resuming is exact, and several
+    processes exchange pixels only. The surrogates are attributes.
+
+    Args:
+        model ([`TransferableVisualPrompt`]): The prompt to train.
+        args ([`TransferableVisualPromptTrainingArguments`]): The training arguments.
+        surrogates ([`Surrogate`] or a sequence of them): The frozen models to learn on.
+        train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or a sequence of `dict`): See [`Task`].
+        eval_dataset (same types, or a `dict` of them, *optional*): Validation data for the surrogates.
+        task ([`Task`], *optional*): How to read rows. Defaults to `Task.infer(train_dataset)`.
+        semantics ([`TaskSemantics`], *optional*): The CLIP behind TSE. Needed unless `args.tse_weight` is 0.
+        objectives (`Sequence[Objective]`, *optional*): Further terms of the loss.
+        targets (`Sequence[Surrogate]`, *optional*): Models to measure at every evaluation. They choose nothing.
+        kwargs: Further arguments of [`~transformers.Trainer`], such as `callbacks` or `optimizers`.
+
+    Raises:
+        ValueError: If TSE has a weight but no CLIP, if there is no surrogate, or a column is missing.
+
+    Example:
+
+    ```python
+    >>> trainer = TransferableVisualPromptTrainer(
+    ...     model=TransferableVisualPrompt(TransferableVisualPromptConfig()),
+    ...     args=TransferableVisualPromptTrainingArguments("runs/cifar10"),
+    ...     surrogates=Surrogate.from_pretrained("llava-hf/llava-1.5-7b-hf"),
+    ...     train_dataset=load_dataset("uoft-cs/cifar10", split="train"),
+    ...     semantics=TaskSemantics.from_pretrained("openai/clip-vit-base-patch32"),
+    ... )  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+    ```
+    """
+
+    # The base class's, whose hints the type checker does not read.
+    optimizer: Any
+    lr_scheduler: Any
+    control: Any
+
+    # `compute_loss` gives a mean over the batch; the Trainer divides it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: TransferableVisualPrompt,
+        args: TransferableVisualPromptTrainingArguments,
+        surrogates: Surrogate | Sequence[Surrogate],
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        task: Task | None = None,
+        semantics: TaskSemantics | None = None,
+        objectives: Sequence[Objective] = (),
+        targets: Sequence[Surrogate] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.surrogates = [surrogates] if isinstance(surrogates, Surrogate) else list(surrogates)
+        self.targets = list(targets)
+        if not self.surrogates:
+            raise ValueError("No surrogate was given: a prompt is learned on at least one model.")
+        if args.tse_weight and semantics is None:
+            raise ValueError(
+                f"`tse_weight` is {args.tse_weight} but there is no CLIP to measure with: pass "
+                "`semantics=TaskSemantics.from_pretrained(...)`, or set `tse_weight=0`."
+            )
+        if task is None:
+            task = Task.infer(train_dataset if train_dataset is not None else eval_dataset)
+        self.task = task
+        self.objectives = [
+            Objective("task", task_loss, args.task_weight),
+            Objective("fca", FeatureConsistency(), args.fca_weight),
+            *([] if semantics is None else [Objective("tse", semantics, args.tse_weight)]),
+            *objectives,
+        ]
+        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._count = self._skipped = 0
+        if args.surrogate_gradient_checkpointing:
+            for surrogate in self.surrogates:
+                surrogate.enable_gradient_checkpointing()
+        if "data_collator" not in kwargs:
+            kwargs["data_collator"] = ExampleCollator(task, args.skip_bad_images)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=undecoded(train_dataset),
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        # The Trainer writes `use_cache` into every model's configuration; a prompt has none.
+        del self.model.config.use_cache
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted sum of the objectives for one batch, made by [`ExampleCollator`].
+
+        Raises:
+            FloatingPointError: If an objective is not finite, naming it and the step.
+        """
+        images = inputs["images"]
+        if self.task.flip and model.training:
+            images = [ImageOps.mirror(i) if torch.rand(()) < 0.5 else i for i in images]
+        active = [objective for objective in self.objectives if objective.weight]
+        with_features = any(getattr(o.function, "needs_features", False) for o in active)
+        # Through the wrapped model: only then do the hooks run that average gradients over processes.
+        canvas = model(images)
+        prompt = self.accelerator.unwrap_model(model)
+        unbounded = prompt.config.value_range == "unbounded"
+        questions, answers = inputs["questions"], inputs["answers"]
+        step = Step(canvas, questions, answers, inputs["captions"], [], [], unbounded)
+        if with_features:
+            with torch.no_grad():
+                clean = prompt(images, prompted=False)
+            step.clean_features = [s.features(clean, questions, unbounded) for s in self.surrogates]
+        step.outputs = [s.forward(canvas, questions, answers, unbounded, with_features) for s in self.surrogates]
+        values = {objective.name: objective.function(step) for objective in active}
+        self._check_finite(values)
+        loss = torch.stack([objective.weight * values[objective.name] for objective in active]).sum()
+        if model.training:
+            for name, value in values.items():
+                self._sums[name] = self._sums[name].to(value.device) + value.detach()
+            self._count += 1
+            self._skipped += inputs["skipped"]
+        return (loss, step) if return_outputs else loss
+
+    def _check_finite(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            if not torch.isfinite(value):
+                last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+                kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been saved yet"
+                raise FloatingPointError(
+                    f"The {name} loss is {value.item()} at step {self.state.global_step + 1}; training stops and {kept}. "
+                    "A lower learning rate or a model in float32 or bfloat16 usually mends this."
+                )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Makes the optimizer of `args.update_rule`, after each of whose steps the prompt is projected."""
+        prompt = self.accelerator.unwrap_model(self.model if model is None else model)
+        if self.optimizer is None and self.args.update_rule == "paper":
+            self.optimizer = PaperSGD(prompt.parameters(), lr=self.args.learning_rate, mask=prompt.trainable_mask)
+        optimizer = super().create_optimizer(model)
+        optimizer.register_step_post_hook(lambda *_: prompt.project_())
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Makes the learning-rate schedule; for the paper's rule a cosine over epochs, constant within each."""
+        if self.lr_scheduler is None and self.args.update_rule == "paper":
+            epochs = max(1, math.ceil(self.args.num_train_epochs)) if self.args.max_steps <= 0 else 1
+            per_epoch = max(1, math.ceil(num_training_steps / epochs))
+            self.lr_scheduler = LambdaLR(
+                self.optimizer if optimizer is None else optimizer,
+                lambda step: 0.5 * (1 + math.cos(math.pi * min(step // per_epoch, epochs) / epochs)),
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of every objective since the last log, and the number of skipped images."""
+        if self._count and "loss" in logs:
+            for name, total in self._sums.items():
+                mean = (total / self._count).to(self.args.device)
+                logs[f"{name}_loss"] = self.accelerator.reduce(mean, reduction="mean").item()
+            if self.args.skip_bad_images:
+                skipped = torch.tensor(self._skipped, device=self.args.device)
+                logs["skipped_images"] = int(self.accelerator.reduce(skipped, reduction="sum").item())
+            self._sums.clear()
+            self._count = 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        r"""
+        Measures the prompt on every surrogate and target.
+
+        Returns:
+            `dict[str, float]`: With candidates `eval_accuracy` (a mean over surrogates), and
+            `eval_{name}_accuracy` for every surrogate and target; without, `eval_loss` and `eval_{name}_loss`.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("There is no `eval_dataset` to evaluate on: give one to the trainer or to `evaluate`.")
+        if isinstance(dataset, dict):
+            metrics: dict[str, float] = {}
+            for name, part in dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        prompt = self.accelerator.unwrap_model(self.model)
+        metric = "accuracy" if self.task.candidates is not None else "loss"
+        metrics, own = {}, []
+        for index, surrogate in enumerate([*self.surrogates, *self.targets]):
+            result = evaluate(
+                surrogate,
+                undecoded(dataset),
+                self.task,
+                prompt,
+                batch_size=self.args.per_device_eval_batch_size,
+                skip_bad_images=self.args.skip_bad_images,
+                shard=(self.args.process_index, self.args.world_size),
+                progress=not self.args.disable_tqdm and self.is_world_process_zero(),
+            )
+            sums = torch.tensor([result.values.sum(), len(result.values)], dtype=torch.float64)
+            total, n = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").tolist()
+            metrics[f"{metric_key_prefix}_{surrogate.name}_{metric}"] = total / n
+            if index < len(self.surrogates):
+                own.append(total / n)
+        metrics[f"{metric_key_prefix}_{metric}"] = sum(own) / len(own)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the work is the surrogates', whose sizes the prompt does not know."""
+        return 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # Half a checkpoint would be taken for the last good one on resume.
+            partial = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(partial, ignore_errors=True)
+            last = get_last_checkpoint(self.args.output_dir)
+            raise OSError(
+                errno.ENOSPC,
+                f"The disk is full: the checkpoint of step {self.state.global_step} could not be saved. "
+                + (f"The previous one, {last}, is whole: free some space and resume from it" if last
+                   else "Free some space and start again"),
+            ) from error  # fmt: skip
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Only the prompt: the base class would add pickled arguments and a tokenizer, which have no business in a
+        # folder that is shared.
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        saved = TransferableVisualPromptConfig.from_pretrained(resume_from_checkpoint)
+        for name in ("canvas_size", "border_size", "content_size", "layout", "value_range", "fit"):
+            there, here = getattr(saved, name), getattr(self.model.config, name)
+            if there != here:
+                raise ValueError(
+                    f"The checkpoint {resume_from_checkpoint} has {name}={there!r} and the prompt to train has {here!r}: "
+                    "resume with the same configuration, or start a new run in another `output_dir`."
+                )
+        loaded = TransferableVisualPrompt.from_pretrained(resume_from_checkpoint)
+        with torch.no_grad():
+            self.accelerator.unwrap_model(model or self.model).delta.copy_(loaded.delta)
+
+    def _load_best_model(self) -> None:
+        best = TransferableVisualPrompt.from_pretrained(self.state.best_model_checkpoint)
+        with torch.no_grad():
+            self.accelerator.unwrap_model(self.model).delta.copy_(best.delta)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes `README.md` beside the prompt, unless there is one already."""
+        from .model_card import write_model_card
+
+        if self.is_world_process_zero() and not os.path.exists(os.path.join(self.args.output_dir, "README.md")):
+            write_model_card(self, Path(self.args.output_dir) / "README.md")
