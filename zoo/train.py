@@ -38,11 +38,11 @@ COLORS, OBJECTS = list(world.COLORS), list(world.OBJECTS)
 SEEDS = {"llava": 3, "idefics3": 1, "paligemma": 4, "instructblip": 2, "clip": 5}
 # Tower steps, whole-model steps.
 STEPS = {
-    "llava": (1600, 1300),
-    "idefics3": (1600, 1300),
-    "paligemma": (1600, 1300),
-    "instructblip": (1600, 1700),
-    "clip": (1400, 1200),
+    "llava": (1300, 1200),
+    "idefics3": (1300, 1200),
+    "paligemma": (1300, 1200),
+    "instructblip": (1300, 1600),
+    "clip": (1000, 1200),
 }
 # Weight of the linear reading while the whole model learns.
 READING_WEIGHT = 0.3
@@ -162,8 +162,8 @@ def train_member(name: str, seed: int, args: argparse.Namespace) -> None:
     reading = Reading().to(args.device)
     prompts = None if name == "clip" else Prompts(processor)
     tower = tower_of(model)
-    seen: dict[str, torch.Tensor] = {}
-    hook = tower.register_forward_hook(lambda _, __, output: seen.update(tokens=output.last_hidden_state))
+    seen: list[torch.Tensor] = []
+    hook = tower.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state))
     started = time.time()
     for stage, steps in zip(("tower", "whole"), STEPS[name], strict=True):
         steps = max(2, int(steps * args.scale))
@@ -177,6 +177,7 @@ def train_member(name: str, seed: int, args: argparse.Namespace) -> None:
             pick = torch.randint(len(sample), (args.batch_size,)).to(args.device)
             pixels = normalise(sample.images[pick], processor)
             objects, colors = sample.objects[pick], sample.colors[pick]
+            order = torch.arange(len(pick), device=args.device)
             if stage == "tower":
                 tower(pixels)
                 loss = torch.zeros((), device=args.device)
@@ -186,9 +187,10 @@ def train_member(name: str, seed: int, args: argparse.Namespace) -> None:
                             for c, o in zip(colors.tolist(), objects.tolist(), strict=True)]  # fmt: skip
                 loss = caption_loss(model, processor, pixels, captions)
             else:
-                loss = answer_loss(model, prompts, pixels, objects, colors)
+                loss, order = answer_loss(model, prompts, pixels, objects, colors)
             weight = 1.0 if stage == "tower" else READING_WEIGHT
-            loss = loss + weight * reading(seen["tokens"], objects, colors)
+            loss = loss + weight * reading(torch.cat(seen), objects[order], colors[order])
+            seen.clear()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -204,18 +206,23 @@ def train_member(name: str, seed: int, args: argparse.Namespace) -> None:
 
 def answer_loss(
     model: PreTrainedModel, prompts: Prompts, pixels: torch.Tensor, objects: torch.Tensor, colors: torch.Tensor
-) -> torch.Tensor:
-    """Asks the first third of a batch for the colour and the rest for what is shown, each in one forward pass."""
-    third = len(pixels) // 3
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Asks the first third of a batch for the colour and the rest for what is shown, each in one forward pass.
+
+    Returns:
+        The loss, and the order in which the batch's pictures went through the model.
+    """
     shapes = objects < len(world.SHAPES)
-    rest = torch.arange(len(pixels), device=pixels.device) >= third
-    parts = []
-    for kind, rows in (("color", ~rest), ("shape", rest & shapes), ("character", rest & ~shapes)):
-        if rows.any():
+    rest = torch.arange(len(pixels), device=pixels.device) >= len(pixels) // 3
+    losses, order = [], []
+    for kind, chosen in (("color", ~rest), ("shape", rest & shapes), ("character", rest & ~shapes)):
+        rows = chosen.nonzero()[:, 0]
+        if len(rows):
             truth = colors if kind == "color" else objects - (0 if kind == "shape" else len(world.SHAPES))
             answers = [prompts.answers[kind][t] for t in truth[rows].tolist()]
-            parts.append(language_loss(model, prompts, kind, pixels[rows], answers) * rows.float().mean())
-    return torch.stack(parts).sum()
+            losses.append(language_loss(model, prompts, kind, pixels[rows], answers) * len(rows) / len(pixels))
+            order.append(rows)
+    return torch.stack(losses).sum(), torch.cat(order)
 
 
 def save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:

@@ -272,3 +272,27 @@ def digit_examples(indices: np.ndarray) -> list[dict[str, object]]:
         image = grey.resize((CONTENT, CONTENT), Image.Resampling.BICUBIC).convert("RGB")
         examples.append({"image": image, "question": QUESTIONS["character"], "answer": str(labels[index])})
     return examples
+
+
+def draw_world(path: Path) -> None:
+    """Writes a picture of the world: a row per frame, then the two tasks of the demo."""
+    rng, columns = np.random.default_rng(0), 14
+    rows: dict[str, list[Image.Image]] = {frame: [] for frame in FRAMES}
+    while min(map(len, rows.values())) < columns:
+        scene = draw_scene(rng)
+        rows[scene.frame].append(scene.image)
+    rows["green light"] = [example["image"] for example in color_examples(columns, seed=3)]
+    rows["real digits"] = [example["image"] for example in digit_examples(np.arange(columns))]
+    step, margin = SIZE + 6, 110
+    sheet = Image.new("RGB", (margin + columns * step, len(rows) * step), "white")
+    draw = ImageDraw.Draw(sheet)
+    for y, (name, images) in enumerate(rows.items()):
+        draw.text((4, y * step + step // 2), name, fill="black", font=_font(_fonts()[0], 14), anchor="lm")
+        for x, image in enumerate(images[:columns]):
+            offset = (step - image.width) // 2
+            sheet.paste(image, (margin + x * step + offset, y * step + offset))
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    draw_world(Path(__file__).parent / "world.png")
