@@ -13,6 +13,9 @@ from torchvision.transforms.v2 import functional as TF
 from .configuration import Fit
 
 
+# What a resize or a change of precision may add to [0, 1].
+TOLERANCE = 1e-4
+
 ImageLike: TypeAlias = "Image.Image | np.ndarray | torch.Tensor"
 
 
@@ -76,11 +79,11 @@ def _from_tensor(image: torch.Tensor, device: torch.device | str) -> torch.Tenso
         image = image.to(device, torch.float32).div(255)
     elif image.is_floating_point():
         low, high = image.detach().min().item(), image.detach().max().item()
-        if not (low >= 0 and high <= 1):
+        if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
             raise ValueError(
                 f"A float image has values from {low:.4g} to {high:.4g}; expected [0, 1]. Divide by 255, or pass uint8."
             )
-        image = image.to(device, torch.float32)
+        image = image.to(device, torch.float32).clamp(0, 1)
     else:
         raise ValueError(f"An image has dtype {image.dtype}; expected uint8 in 0..255 or floats in [0, 1].")
     return image[:3] if image.shape[0] >= 3 else image.expand(3, -1, -1)
@@ -92,6 +95,10 @@ def fit_image(image: torch.Tensor, size: int, fit: Fit) -> torch.Tensor:
     One at a time because a batched resize of the same image may differ from it in the last bit, and training must see
     what deployment does.
     """
+    if fit == "crop":
+        # A strip of 1 x 5000 pixels would be resized to 164 x 820,000, only to be cut: most of it goes first.
+        longest = 8 * min(image.shape[-2:])
+        image = TF.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
     height, width = image.shape[-2:]
     if fit == "stretch":
         new = (size, size)

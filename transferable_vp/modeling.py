@@ -24,6 +24,10 @@ from .images import ImageLike, fit_image, quantize, to_images, to_pil
 ProcessorType = TypeVar("ProcessorType")
 
 PROMPT_IMAGE_NAME = "prompt.png"
+# Of `save_pretrained(push_to_hub=True)`. One forgotten here would be lost: without `private`, the prompt is public.
+PUSH_ARGUMENTS = (
+    "repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"
+)  # fmt: skip
 
 
 class _StraightThroughClamp(torch.autograd.Function):
@@ -222,8 +226,8 @@ class TransferableVisualPrompt(PreTrainedModel):
         r"""
         Saves `config.json`, `model.safetensors` and, for a displayable border, `prompt.png`.
 
-        The files are first written beside the folder and then moved into it one by one, so that a full disk leaves
-        what was there before. Arguments are those of [`~transformers.PreTrainedModel.save_pretrained`].
+        The files are first written to a temporary folder inside it and then moved into place one by one, so that a
+        full disk leaves what was there before. Arguments are those of [`~transformers.PreTrainedModel.save_pretrained`].
 
         Raises:
             OSError: If the disk is full, saying that nothing of what was there has been lost.
@@ -234,16 +238,23 @@ class TransferableVisualPrompt(PreTrainedModel):
         if target.is_file():
             raise NotADirectoryError(f"Cannot save to {target}: it is a file; give the path of a folder.")
         self.config.version = __version__
-        target.parent.mkdir(parents=True, exist_ok=True)
-        kwargs_push = {k: kwargs.pop(k) for k in ("push_to_hub", "repo_id", "commit_message", "token") if k in kwargs}
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        push = kwargs.pop("push_to_hub", False)
+        push_kwargs = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+        has_image = self.config.layout == "border" and self.config.value_range == "displayable"
+        is_new = not target.exists()
+        staging = None
         try:
+            # Inside the folder: beside it may be another file system, or one that may not be written to.
+            target.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
             super().save_pretrained(staging, **kwargs)
-            if self.config.layout == "border" and self.config.value_range == "displayable":
+            if has_image:
                 self.to_image().save(staging / PROMPT_IMAGE_NAME)
-            target.mkdir(exist_ok=True)
             for file in staging.iterdir():
                 os.replace(file, target / file.name)
+            if not has_image:
+                # Of an earlier prompt.
+                (target / PROMPT_IMAGE_NAME).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             # safetensors has no class of its own for a full disk, only these words.
             if getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error):
@@ -254,9 +265,12 @@ class TransferableVisualPrompt(PreTrainedModel):
                 ) from error
             raise
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        if kwargs_push.pop("push_to_hub", False):
-            self.push_to_hub(kwargs_push.pop("repo_id", target.name), **kwargs_push)
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+            if is_new and target.exists() and not any(target.iterdir()):
+                target.rmdir()
+        if push:
+            self.push_to_hub(push_kwargs.pop("repo_id", target.resolve().name), **push_kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -266,13 +280,27 @@ class TransferableVisualPrompt(PreTrainedModel):
         Raises:
             OSError: If there is no prompt there, or its file is damaged, or the Hub cannot be reached.
         """
+        with_info = kwargs.pop("output_loading_info", False)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            prompt, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except OSError as error:
+            raise OSError(
+                f"There is no prompt that can be read at {pretrained_model_name_or_path}, which must be a folder or a "
+                f"repository on the Hub: {error}"
+            ) from error
         except SafetensorError as error:
             raise OSError(
                 f"The weights of {pretrained_model_name_or_path} are damaged or cut short ({error}): copy or download "
                 "the file `model.safetensors` again."
             ) from error
+        if "delta" in info["missing_keys"]:
+            # transformers would go on with memory that nobody has written to.
+            raise OSError(
+                f"The weights of {pretrained_model_name_or_path} are not those of a prompt: they have no tensor `delta`."
+            )
+        return (prompt, info) if with_info else prompt
 
     @classmethod
     def from_paper_checkpoint(

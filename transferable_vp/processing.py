@@ -60,6 +60,11 @@ class AttachedImageProcessor:
         if canvases is None:
             if self.visual_prompt is None:
                 return original(images, *args, **kwargs)
+            if kwargs.get("do_rescale") is False:
+                raise ValueError(
+                    "`do_rescale=False` says that pixel values are in [0, 1] already, but those of a prompted image are "
+                    "0..255: leave it out."
+                )
             canvases, images = self._compose(images)
             unbounded = self.visual_prompt.config.value_range == "unbounded"
         if unbounded:
@@ -162,7 +167,16 @@ def _substitute(canvases: list[torch.Tensor], images: Any) -> Any:
     # Floats go in as 0..255 with the processor's own rescaling: a [0, 1] canvas with `do_rescale=False` is off by more
     # than 1 in chameleon, fuyu and others.
     floats = iter(canvases)
-    images = map_images(lambda _: next(floats) * 255, images)
+
+    def substitute(_: Any) -> torch.Tensor:
+        canvas = next(floats, None)
+        if canvas is None:
+            raise RuntimeError(
+                f"The processor was given more images than the {len(canvases)} canvases they stand for."
+            )
+        return canvas * 255
+
+    images = map_images(substitute, images)
     if next(floats, None) is not None:
         raise RuntimeError(f"The processor was given fewer images than the {len(canvases)} canvases they stand for.")
     return images
