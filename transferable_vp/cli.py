@@ -1,0 +1,199 @@
+"""The command `transferable-vp`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Runs `examples/train.py`, whose flags these are."""
+    from .bundled import import_bundled
+
+    sys.argv = ["transferable-vp train", *arguments]
+    import_bundled("examples/train.py").main()
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measures a prompt on models, and writes the transfer report."""
+    from .data import Task, load_data
+    from .evaluation import transfer_report
+    from .modeling import TransferableVisualPrompt
+    from .pictures import save_transfer_chart
+    from .report import format_table, write_json
+    from .surrogate import Surrogate
+
+    prompt = TransferableVisualPrompt.from_pretrained(args.prompt)
+    dataset = load_data(args.dataset, args.split, args.dataset_name)
+    columns = ("image_column", "answer_column", "question_column", "question", "candidates")
+    task = Task.infer(dataset, **{name: getattr(args, name) for name in columns})
+    if task.candidates is None:
+        raise ValueError(
+            "There are no answers to choose from: the dataset has no class labels, so give `--candidates`."
+        )
+    models = [Surrogate.from_pretrained(path, dtype=args.dtype).to(args.device) for path in args.model]
+    report = transfer_report(
+        models, dataset, task, [prompt], source=args.source, title=args.title or f"{args.dataset} ({args.split})",
+        settings={"prompt": args.prompt, "models": args.model, "dtype": args.dtype}, batch_size=args.batch_size,
+    )  # fmt: skip
+    output = Path(args.output_dir)
+    write_json(report, output / "transfer.json")
+    save_transfer_chart(report, output / "transfer_chart.png")
+    print(format_table(report))
+    print(f"Written to {output}: transfer.json, transfer_chart.png")
+
+
+def apply(args: argparse.Namespace) -> None:
+    """Writes prompted PNGs of images and of folders of images."""
+    from tqdm.auto import tqdm
+
+    from .data import decode
+    from .modeling import TransferableVisualPrompt
+
+    output = Path(args.output_dir)
+    jobs = []
+    for name in args.images:
+        path = Path(name)
+        if not path.exists():
+            raise FileNotFoundError(f"There is no image or folder {path}.")
+        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+        jobs += [
+            (f, output / (f.relative_to(path) if path.is_dir() else Path(f.name)).with_suffix(".png")) for f in files
+        ]
+    if not jobs:
+        raise FileNotFoundError(
+            f"No images in {', '.join(args.images)}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    taken: dict[Path, Path] = {}
+    for source, target in jobs:
+        if target in taken:
+            raise FileExistsError(
+                f"{taken[target]} and {source} would both become {target}: apply to them one by one."
+            )
+        taken[target] = source
+        if target.exists() and (target.resolve() == source.resolve() or not args.overwrite):
+            hint = "give another --output_dir" if target.resolve() == source.resolve() else "pass --overwrite"
+            raise FileExistsError(f"{target} exists already and is left as it is: {hint}.")
+    prompt = TransferableVisualPrompt.from_pretrained(args.prompt)
+    failed = []
+    for source, target in tqdm(jobs, unit="img", disable=len(jobs) < 2):
+        try:
+            prompted = prompt.apply(decode(str(source)))
+        except ValueError as error:
+            if not args.skip_bad_images:
+                raise
+            failed.append(f"{source}: {error}")
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        assert isinstance(prompted, Image.Image)
+        prompted.save(target)
+    print(f"{len(jobs) - len(failed)} prompted images of {prompt.config.canvas_size} x {prompt.config.canvas_size} "
+          f"pixels in {output}" + "".join(f"\nskipped {line}" for line in failed))  # fmt: skip
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Learns a prompt on one model of the zoo and measures it on all."""
+    import torch
+
+    from .demo import run_demo
+
+    # Models this small gain nothing from a second thread, and wait for it many times longer where cores are busy.
+    torch.set_num_threads(1)
+    # Everything the demo reads is here; a library that looks for the Hub would only wait for it.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    run_demo(args.output_dir, args.source, args.seeds, args.quick)
+
+
+def env(args: argparse.Namespace) -> None:
+    """Prints what a bug report needs."""
+    import torch
+
+    from .demo import versions
+
+    found = versions() | {"cuda": torch.version.cuda or "none", "devices": str(torch.cuda.device_count())}
+    print(
+        json.dumps(found, indent=2) if args.json else "\n".join(f"- {name}: {value}" for name, value in found.items())
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands but `train`, whose flags are those of `examples/train.py`."""
+    parser = argparse.ArgumentParser(
+        prog="transferable-vp", description="Learn, measure and apply transferable visual prompts."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", add_help=False, help="learn a prompt (see `transferable-vp train --help`)")
+
+    sub = commands.add_parser("evaluate", help="measure a prompt on models", description=evaluate.__doc__,
+                              epilog="example: transferable-vp evaluate --prompt runs/demo/prompt --model zoo/llava "
+                              "zoo/idefics3 --dataset photos/ --output_dir runs/photos")  # fmt: skip
+    sub.add_argument("--prompt", required=True, help="folder or Hub id of the prompt")
+    sub.add_argument("--model", required=True, nargs="+", help="folders or Hub ids of the models to measure")
+    sub.add_argument("--source", nargs="*", default=[], help="names of those models the prompt was learned on")
+    sub.add_argument(
+        "--dataset", required=True, help="Hub id, folder or file (parquet, csv, json, one folder per class)"
+    )
+    sub.add_argument("--dataset_name", help="configuration of a Hub dataset")
+    sub.add_argument("--split", default="test", help="split to measure on, as test[:500] (default: %(default)s)")
+    sub.add_argument("--image_column", help="column of images (default: found)")
+    sub.add_argument("--answer_column", help="column of answers or labels (default: found)")
+    sub.add_argument("--question_column", help="column of questions (default: found, if there is one)")
+    sub.add_argument("--question", help="question asked of every image, where there is no column of them")
+    sub.add_argument("--candidates", nargs="+", help="answers to choose from (default: the class names)")
+    sub.add_argument("--title", help="name of the task in the report")
+    sub.add_argument("--dtype", default="auto", help="precision of the models (default: %(default)s)")
+    sub.add_argument("--device", default="cpu", help="where the models run, as cuda (default: %(default)s)")
+    sub.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: %(default)s)")
+    sub.add_argument("--output_dir", default="runs/evaluate", help="where the report goes (default: %(default)s)")
+    sub.set_defaults(function=evaluate)
+
+    sub = commands.add_parser("apply", help="write prompted PNGs of images", description=apply.__doc__,
+                              epilog="example: transferable-vp apply --prompt runs/demo/prompt photos/ --output_dir out")  # fmt: skip
+    sub.add_argument("images", nargs="+", help="images, or folders of them (searched in depth)")
+    sub.add_argument("--prompt", required=True, help="folder or Hub id of the prompt")
+    sub.add_argument("--output_dir", required=True, help="folder of the PNGs; inputs are never overwritten")
+    sub.add_argument("--overwrite", action="store_true", help="replace PNGs of an earlier run in --output_dir")
+    sub.add_argument("--skip_bad_images", action="store_true", help="go on after an image that cannot be read")
+    sub.set_defaults(function=apply)
+
+    sub = commands.add_parser("demo", help="see it work, offline, in minutes", description=demo.__doc__)
+    sub.add_argument("--output_dir", default="runs/demo", help="where results go (default: %(default)s)")
+    sub.add_argument("--source", default="llava", help="model to learn on: llava, idefics3, paligemma or instructblip")
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="training seeds (default: 0 1)")
+    sub.add_argument("--quick", action="store_true", help="few steps and images: only to see that it runs")
+    sub.set_defaults(function=demo)
+
+    sub = commands.add_parser("env", help="print versions, for bug reports", description=env.__doc__)
+    sub.add_argument("--json", action="store_true", help="as JSON")
+    sub.set_defaults(function=env)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Errors a user can mend are printed as one sentence; `TRANSFERABLE_VP_TRACEBACK=1` shows where."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["train"]:
+            train(argv[1:])
+        else:
+            args = make_parser().parse_args(argv)
+            args.function(args)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        if os.environ.get("TRANSFERABLE_VP_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
