@@ -8,10 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, TrainerCallback
 
 from .bundled import bundled, import_bundled
 from .configuration import TransferableVisualPromptConfig
@@ -75,26 +78,45 @@ def make_panels(world: ModuleType, n_train: int, n_test: int, quick: bool) -> li
     return panels[:1] if quick else panels
 
 
+class TrainingBar(TrainerCallback):
+    """One line per training, where the Trainer's own bar prints a dictionary at the end."""
+
+    def __init__(self, description: str, disable: bool) -> None:
+        self.bar = tqdm(desc=description, unit="step", disable=disable)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.reset(total=state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
 def learn(
     panel: Panel,
     source: Surrogate,
     semantics: TaskSemantics | None,
     seed: int,
     steps: int,
-    folder: Path,
     progress: bool,
 ) -> TransferableVisualPrompt:
     """Learns one prompt; without `semantics` on the task loss alone (VP), with it on all three losses (TVP)."""
     recipe = dict(RECIPE) if semantics is not None else RECIPE | {"fca_weight": 0.0, "tse_weight": 0.0}
     prompt = TransferableVisualPrompt(TransferableVisualPromptConfig(canvas_size=64, border_size=8))
-    args = TransferableVisualPromptTrainingArguments(
-        str(folder), max_steps=steps, seed=seed, save_strategy="no", logging_strategy="no",
-        disable_tqdm=not progress, use_cpu=True, **recipe,
-    )  # fmt: skip
-    trainer = TransferableVisualPromptTrainer(
-        prompt, args, source, train_dataset=panel.train, task=panel.task, semantics=semantics
-    )
-    trainer.train()
+    method = "VP" if semantics is None else "TVP"
+    with TemporaryDirectory() as folder:
+        args = TransferableVisualPromptTrainingArguments(
+            folder, max_steps=steps, seed=seed, save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            use_cpu=True, **recipe,
+        )  # fmt: skip
+        trainer = TransferableVisualPromptTrainer(
+            prompt, args, source, train_dataset=panel.train, task=panel.task, semantics=semantics,
+            callbacks=[TrainingBar(f"learning {method} on {source.name}, seed {seed}", disable=not progress)],
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return prompt
 
 
@@ -134,12 +156,11 @@ def run_demo(
     reports: list[dict[str, Any]] = []
     pictures: dict[str, list[tuple[str, Path]]] = {"chart": [], "prompt": [], "examples": []}
     for panel in make_panels(world, n_train, n_test, quick):
+        print(f"\n{panel.title}", flush=True)
         found: dict[str, list[TransferableVisualPrompt]] = {"VP": [], "TVP": []}
         for seed in seeds:
             for method, semantics in (("VP", None), ("TVP", clip)):
-                print(f"{panel.title}: learning {method} on {source}, seed {seed}", flush=True)
-                prompt = learn(panel, models[source], semantics, seed, steps, output / "work", progress)
-                found[method].append(prompt)
+                found[method].append(learn(panel, models[source], semantics, seed, steps, progress))
         settings = {**RECIPE, "steps": steps, "n_train": n_train, "canvas_size": 64, "border_size": 8}
         report = transfer_report(
             list(models.values()), panel.test, panel.task, found["TVP"], source=[source], title=panel.title,
@@ -171,7 +192,7 @@ def draw(
     pictures: dict[str, list[tuple[str, Path]]],
 ) -> None:
     """The pictures of one panel: the transfer chart, the prompt, and the first test images before and after."""
-    rows = panel.test[:8]
+    rows = panel.test[:5]
     before = evaluate(model, rows, panel.task, prompt, prompted=False, progress=False)
     after = evaluate(model, rows, panel.task, prompt, progress=False)
     examples = [
@@ -193,7 +214,7 @@ def draw(
     pictures["chart"].append((panel.title, paths["chart"]))
     pictures["prompt"].append((panel.title, paths["prompt"]))
     pictures["examples"].append(
-        (f"{panel.title}: the first 8 test images, answered by {model.name}", paths["examples"])
+        (f"{panel.title}: the first five test images, answered by {model.name}", paths["examples"])
     )
 
 

@@ -1,6 +1,6 @@
 """Makes the zoo: trains every member from scratch on its own sample of the world and saves ordinary checkpoints.
 
-    python zoo/train.py                          # all five members, about an hour and a half on two CPU cores
+    python zoo/train.py                          # all five members, one after another: an hour or so on two CPU cores
     python zoo/train.py --members llava --seed 7 # one member, another seed
     python zoo/train.py --evaluate               # what the members in the folder can do
 

@@ -1,0 +1,92 @@
+"""Writes the tables and pictures of README.md and docs/results.md from the result files.
+
+    make demo
+    python benchmarks/update_rules.py --json docs/results/update_rules.json
+    python docs/make_results.py
+
+Takes `runs/demo/report/` where it is there, keeps its JSON under `docs/results/` and its charts under `docs/images/`, and
+fills what stands between `<!-- table:NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+DOCS = Path(__file__).parent
+REPORT = DOCS.parent / "runs" / "demo" / "report"
+
+
+def transfer_table(report: dict) -> str:
+    """A transfer report as Markdown."""
+    seeds = ", ".join(map(str, report["seeds"]))
+    lines = [
+        f"**{report['task'].capitalize()}**, source `{report['source']}`, seeds {seeds}; accuracy in %, Δ in points:",
+        "",
+        "| model | | n | full image | zero border | random border | VP | TVP | Δ [95 % CI] |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["targets"]:
+        columns = (row[c] for c in ("full_image", "zero_border", "random_border", "vp", "tvp"))
+        values = " | ".join(f"{100 * value:.1f}" for value in columns)
+        low, high = (100 * bound for bound in row["delta_ci95"])
+        role = "source" if row["is_source"] else "held-out"
+        delta = f"{100 * row['delta']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        lines.append(f"| `{row['model']}` | {role} | {row['n']} | {values} | {delta} |")
+    return "\n".join(lines)
+
+
+def update_rules_table(rows: list[dict]) -> str:
+    """The update-rule benchmark as Markdown: a row per rule and rate, a column per source."""
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    lines = [
+        "| rule | learning rate | " + " | ".join(f"`{s}`" for s in sources) + " | mean |",
+        "|---" * (len(sources) + 3) + "|",
+    ]
+    for rule, rate in dict.fromkeys((row["update_rule"], row["learning_rate"]) for row in rows):
+        found = {row["source"]: 100 * np.array(row["gains"]) for row in rows
+                 if (row["update_rule"], row["learning_rate"]) == (rule, rate)}  # fmt: skip
+        cells = " | ".join(f"{found[s].mean():+.1f} ± {found[s].std():.1f}" for s in sources)
+        lines.append(f"| {rule} | {rate:g} | {cells} | {np.mean([found[s].mean() for s in sources]):+.1f} |")
+    return "\n".join(lines)
+
+
+def headline_picture(prompt: Path, chart: Path, path: Path) -> None:
+    """The learned border beside the chart of what it does."""
+    left, right = Image.open(prompt).convert("RGB"), Image.open(chart).convert("RGB")
+    side = int(right.height * 0.72)
+    sheet = Image.new("RGB", (right.width + side + 60, right.height), "white")
+    sheet.paste(left.resize((side, side), Image.Resampling.NEAREST), (30, (right.height - side) // 2))
+    sheet.paste(right, (side + 60, 0))
+    sheet.save(path, optimize=True)
+
+
+def main() -> None:
+    """Fills the tables and copies the pictures."""
+    (DOCS / "images").mkdir(exist_ok=True)
+    if REPORT.is_dir():
+        for name in ("transfer", "transfer_digits"):
+            shutil.copy(REPORT / f"{name}.json", DOCS / "results" / f"{name}.json")
+            for kind in ("chart", "examples"):
+                shutil.copy(REPORT / f"{name}_{kind}.png", DOCS / "images" / f"{name}_{kind}.png")
+        headline_picture(REPORT / "transfer_prompt.png", REPORT / "transfer_chart.png", DOCS / "images" / "demo.png")
+    tables = {}
+    for path in (DOCS / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        tables[path.stem] = update_rules_table(result) if path.stem == "update_rules" else transfer_table(result)
+    for page in (DOCS.parent / "README.md", DOCS / "results.md"):
+        text = page.read_text()
+        for name, table in tables.items():
+            pattern = rf"(<!-- table:{name} -->\n).*?(<!-- end -->)"
+            text = re.sub(pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL)
+        page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
