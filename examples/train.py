@@ -16,6 +16,7 @@ All flags can stand in a YAML file, given first: `examples/train.py recipe.yaml 
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, field
 
@@ -45,7 +46,7 @@ class ScriptArguments:
     dtype: str = field(default="auto", metadata={"help": "Precision of the models: auto, float32, bfloat16, float16."})
     device_map: str | None = field(default=None, metadata={"help": "'auto' spreads a model over GPUs (one process)."})
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    train_split: str = field(default="train", metadata={"help": "Split to learn from, as train[:1%]."})
+    train_split: str = field(default="train", metadata={"help": "Split to learn from, as train[:1%%]."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to validate on."})
     streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed; set --max_steps."})
     image_column: str | None = field(default=None, metadata={"help": "Column of images; found if not given."})
@@ -68,11 +69,13 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].endswith((".yaml", ".yml")):
         with open(argv[0], encoding="utf-8") as file:
-            recipe = yaml.safe_load(file)
-        flags = [
-            [f"--{key}", *map(str, value if isinstance(value, list) else [value])] for key, value in recipe.items()
-        ]
-        argv = [word for flag in flags for word in flag] + argv[1:]
+            recipe = yaml.safe_load(file) or {}
+        words = []
+        for key, value in recipe.items():
+            values = value if isinstance(value, list) else [] if value is None else [value]
+            if values:  # null and an empty list are as good as no line
+                words += [f"--{key}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+        argv = words + argv[1:]
     parser = HfArgumentParser((ScriptArguments, TransferableVisualPromptTrainingArguments), description=__doc__)
     script, args = parser.parse_args_into_dataclasses(argv)
 
@@ -115,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         semantics=semantics,
         targets=targets,
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    last = (args.resume_from_checkpoint or "").lower() == "true"  # or else a folder
+    trainer.train(resume_from_checkpoint=last or args.resume_from_checkpoint)
 
     # 7. Measure, save, share.
     if evaluation is not None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import numbers
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 QUESTION_COLUMNS = ("question", "query", "problem")
 ANSWER_COLUMNS = ("answer", "answers", "response")
+
+# What Pillow raises for a damaged file depends on its format and on where the damage is.
+DAMAGE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class BadImageError(ValueError):
@@ -83,7 +88,7 @@ class Task:
                 f"Got a dataset with the splits {', '.join(map(repr, dataset))}: choose one, as in `ds['train']`."
             )
         features = getattr(dataset, "features", None) or {}
-        columns = list(getattr(dataset, "column_names", None) or features or (dataset[0] if dataset else {}))
+        columns = list(getattr(dataset, "column_names", None) or features or next(iter(dataset or ()), {}))
         given = {key: value for key, value in given.items() if value is not None}
         for key in ("image_column", "answer_column", "question_column"):
             if key in given and given[key] not in columns:
@@ -118,15 +123,20 @@ class Task:
     def answer(self, row: dict[str, Any], index: int | None = None) -> str:
         """The right answer of a row, as text."""
         label, names = row[self.answer_column], self.candidates
-        if isinstance(label, (list, tuple)):
+        if isinstance(label, (list, tuple)) and label:
             label = label[0]
-        if names is not None and isinstance(label, int) and not isinstance(label, bool):
+        if label is None or isinstance(label, (list, tuple, dict)):
+            raise ValueError(
+                f"The answer of {_row(index)} is {label!r}; expected text, a class label or a list of texts in the "
+                f"column {self.answer_column!r}. Leave such rows out, or choose another `answer_column`."
+            )
+        if names is not None and isinstance(label, numbers.Integral) and not isinstance(label, bool):
             if not 0 <= label < len(names):
                 raise ValueError(
                     f"The label of {_row(index)} is {label}, outside the {len(names)} classes ({_names(names[:3])}, ...); "
                     "is this split unlabelled, or the list of classes too short?"
                 )
-            return names[label]
+            return names[int(label)]
         if names is not None and str(label) not in names:
             raise ValueError(
                 f"The answer of {_row(index)} is {str(label)!r}, which is not among the candidates {_names(names)}."
@@ -140,15 +150,24 @@ def decode(image: Any, index: int | None = None) -> Image.Image:
     try:
         if isinstance(image, dict):
             path = image.get("path")
-            image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else path
+            image = image["bytes"] if image.get("bytes") is not None else path
+        if isinstance(image, (bytes, bytearray)):
+            image = io.BytesIO(image)
         if isinstance(image, (str, Path)):
             path = str(image)
         if image is None:
             raise BadImageError(f"{_row(index)} has no image.")
         if not isinstance(image, Image.Image):
+            if not isinstance(image, (str, Path, io.BytesIO)):
+                raise TypeError(
+                    f"The image of {_row(index)} is of type {type(image).__name__}; expected a PIL image, a path or the "
+                    "bytes of an image file."
+                )
             image = Image.open(image)
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except BadImageError:
+        raise
+    except DAMAGE as error:
         raise BadImageError(
             f"The image of {_row(index)}{f' ({path})' if path else ''} cannot be read: {error}. Mend or remove it, or "
             "pass `skip_bad_images=True`."
@@ -207,15 +226,22 @@ def load_data(path: str, split: str = "train", name: str | None = None, streamin
     local = Path(path)
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise FileNotFoundError(f"There is no dataset at {path}: no such file or folder.")
+    # A file, and a folder of `save_to_disk`, hold one split, whatever it is called.
+    asked = "train" + split[split.index("[") :] if "[" in split else "train"
     if local.is_dir() and (local / "state.json").exists():
         dataset = datasets.load_from_disk(path)
+        if "[" in split:
+            parts = datasets.ReadInstruction.from_spec(asked).to_absolute({"train": len(dataset)})
+            dataset = dataset.select([row for part in parts for row in range(part.from_, part.to)])
     elif local.is_file():
         kind = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(local.suffix)
         if kind is None:
             raise ValueError(f"{path} is not a dataset file: expected .parquet, .csv, .json or .jsonl, or a folder.")
-        # A file holds one split, whatever it is called.
-        asked = "train" + split[split.index("[") :] if "[" in split else "train"
-        dataset = datasets.load_dataset(kind, data_files=path, split=asked, streaming=streaming)
+        try:
+            dataset = datasets.load_dataset(kind, data_files=path, split=asked, streaming=streaming)
+        except StopIteration as error:
+            # What `datasets` raises for an empty file of JSON lines.
+            raise ValueError(f"{path} has no rows.") from error
     else:
         dataset = datasets.load_dataset(path, name, split=split, streaming=streaming)
     if not streaming and len(dataset) == 0:

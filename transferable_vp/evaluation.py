@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .data import BadImageError, Example, Task
-from .images import to_pil
+from .data import BadImageError, Example, Task, undecoded
+from .images import to_images, to_pil
 from .modeling import TransferableVisualPrompt
 from .report import paired_bootstrap
 from .scoring import score_candidates
@@ -41,7 +41,8 @@ class Evaluation:
         return float(self.values.mean())
 
 
-@torch.inference_mode()
+# Not `inference_mode`: image processors cache tensors of their own, and one made in that mode cannot be used in training.
+@torch.no_grad()
 def evaluate(
     surrogate: Surrogate,
     dataset: Any,
@@ -75,6 +76,7 @@ def evaluate(
     Raises:
         ValueError: If there is no row to evaluate, or a row's label is not among the candidates.
     """
+    dataset = undecoded(dataset)
     rows = islice(iter(dataset), shard[0], None, shard[1])
     total = len(range(shard[0], len(dataset), shard[1])) if hasattr(dataset, "__len__") else None
     values: list[float] = []
@@ -106,8 +108,9 @@ def _measure(
     questions = [example.question for example in examples]
     canvas = None if prompt is None else prompt(images, prompted=prompted)
     unbounded = prompt is not None and prompt.config.value_range == "unbounded"
-    if canvas is not None:
-        images = [to_pil(c) for c in canvas]
+    # Without a prompt too, every image is turned upright and made 8-bit RGB as the prompt would have it: processors do
+    # neither, and the two sides of a comparison must show the same picture.
+    images = [to_pil(to_images(i)[0]) for i in images] if canvas is None else [to_pil(c) for c in canvas]
     given = canvas if unbounded else None
     if task.candidates is None:
         inputs = surrogate.encode(images, questions, given, unbounded)

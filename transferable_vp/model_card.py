@@ -31,15 +31,20 @@ def write_model_card(trainer: TransferableVisualPromptTrainer, path: Path) -> No
     )
     names = ", ".join(f"`{s.name}` ({s.config.model_type})" for s in trainer.surrogates)
     question = trainer.task.question if trainer.task.question_column is None else "one per image"
-    evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    metric = "accuracy" if trainer.task.candidates is not None else "loss"
+    # The latest of every model: with several validation sets each has an entry of its own in the history.
+    latest = {k: v for entry in trainer.state.log_history for k, v in entry.items()
+              if k.startswith("eval_") and k.endswith(f"_{metric}") and k != f"eval_{metric}"}  # fmt: skip
     measured = "Nothing was measured during training."
-    if evaluations:
-        rows = [f"| `{k.removeprefix('eval_').removesuffix('_accuracy')}` | {v:.1%} |" for k, v in evaluations[-1].items()
-                if k.startswith("eval_") and k.endswith("_accuracy") and k != "eval_accuracy"]  # fmt: skip
-        measured = "\n".join(
-            ["Accuracy on the validation data after training:", "", "| model | accuracy |", "|---|---|", *rows]
-        )
+    if latest:
+        show = "{:.1%}" if metric == "accuracy" else "{:.4g}"
+        rows = [
+            f"| `{k.removeprefix('eval_').removesuffix('_' + metric)}` | {show.format(v)} |" for k, v in latest.items()
+        ]
+        title = f"{metric.capitalize()} on the validation data, as last measured:"
+        measured = "\n".join([title, "", f"| model | {metric} |", "|---|---|", *rows])
     border = f"a border of {config.border_size} pixels" if config.layout != "overlay" else "an overlay"
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     text = f"""---
 {data.to_yaml()}
 ---
@@ -65,7 +70,7 @@ prompt.apply(image).save("prompted.png")                               # or send
 
 - question: {question}
 - weights: task {args.task_weight}, FCA {args.fca_weight}, TSE {args.tse_weight}
-- update rule: {args.update_rule}, learning rate {args.learning_rate}, batch {args.train_batch_size}, seed {args.seed},
+- update rule: {args.update_rule}, learning rate {args.learning_rate}, batch {batch}, seed {args.seed},
   {trainer.state.global_step} steps
 
 ## Measured

@@ -114,6 +114,7 @@ class TaskSemantics:
     def to(self, device: torch.device | str) -> TaskSemantics:
         """Moves CLIP, in place, and returns the objective."""
         self.model.to(device)
+        self._text_features.clear()
         return self
 
     def __call__(self, step: Step) -> torch.Tensor:
@@ -123,7 +124,7 @@ class TaskSemantics:
         image = F.normalize(_pooled(self.model.get_image_features(pixel_values=pixels)).float(), dim=-1)
         text = F.normalize(self.text_features(step.captions), dim=-1)
         # The paper's code keeps the temperature within [1, 100].
-        scale = self.model.logit_scale.clamp(0, 4.6052).exp().float()
+        scale = self.model.logit_scale.float().clamp(0, 4.6052).exp()
         return -(scale * (image * text).sum(-1)).mean().to(step.canvas.device)
 
     @torch.no_grad()

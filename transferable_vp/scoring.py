@@ -10,7 +10,7 @@ from PIL import Image
 from .surrogate import Surrogate
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_candidates(
     surrogate: Surrogate,
     images: Sequence[Image.Image],

@@ -79,7 +79,7 @@ class Surrogate:
             Whether to recompute layers in the backward pass instead of keeping their activations.
 
     Raises:
-        TypeError: If the processor has no image processor that passes a gradient.
+        ValueError: If `prompt_template` has no place for the question.
     """
 
     def __init__(
@@ -100,8 +100,9 @@ class Surrogate:
         self.prompt_template = prompt_template
         self._differentiable: ProcessorMixin | None = None
         self._texts: dict[str, str] = {}
-        self._answers: dict[tuple[str, str], list[int]] = {}
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        self._answers: dict[tuple[str, bool, str], list[int]] = {}
+        # Not `peft_config`: a model with an adapter loaded by transformers itself has one too, and is its own base.
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         if gradient_checkpointing:
             self.enable_gradient_checkpointing()
@@ -119,9 +120,8 @@ class Surrogate:
         Loads model and processor from a folder or the Hub. Further arguments (`dtype`, `device_map`, `revision`,
         `quantization_config`, ...) go to `AutoModelForImageTextToText.from_pretrained`.
         """
-        hub = {
-            k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs
-        }
+        shared = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
+        hub = {key: kwargs[key] for key in shared if key in kwargs}
         model = AutoModelForImageTextToText.from_pretrained(path, **kwargs)
         processor = AutoProcessor.from_pretrained(path, **hub)
         return cls(model, processor, name or str(path).rstrip("/").rsplit("/", 1)[-1], prompt_template,
@@ -131,6 +131,13 @@ class Surrogate:
     def device(self) -> torch.device:
         """`torch.device`: Where inputs go."""
         return self.model.device
+
+    @property
+    def differentiable_processor(self) -> ProcessorMixin:
+        """`ProcessorMixin`: The processor that passes gradients. Raises `TypeError` where there can be none."""
+        if self._differentiable is None:
+            self._differentiable = attach(None, self.processor, differentiable=True)
+        return self._differentiable
 
     def to(self, device: torch.device | str) -> Surrogate:
         """Moves the model, in place, and returns the surrogate."""
@@ -165,7 +172,13 @@ class Surrogate:
         inputs, start, labels = self.append_answers(inputs, questions, answers)
         with self._recording(with_features) as seen:
             logits = self.answer_logits(inputs, start, labels.shape[1])
-        features = flatten_features(seen[0], self.name) if with_features else None
+        if torch.is_grad_enabled() and canvas.requires_grad and not logits.requires_grad:
+            raise RuntimeError(
+                f"No gradient passes from the answers of {self.name} ({self.config.model_type}) to the image, so nothing "
+                "can be learned on it: models that turn images into discrete tokens, as Chameleon and Emu3 do, are among "
+                "these. Use it as a target, and learn on another model."
+            )
+        features = flatten_features(seen[0] if seen else None, self.name) if with_features else None
         return SurrogateOutput(logits, labels, features)
 
     @torch.no_grad()
@@ -204,10 +217,9 @@ class Surrogate:
         if canvas is None:
             batch = self.processor(images=nested, **kwargs)
         else:
-            if self._differentiable is None:
-                self._differentiable = attach(None, self.processor, differentiable=True)
-            with self._differentiable.image_processor.replacing(list(canvas), unbounded):
-                batch = self._differentiable(images=nested, **kwargs)
+            processor = self.differentiable_processor
+            with processor.image_processor.replacing(list(canvas), unbounded):
+                batch = processor(images=nested, **kwargs)
         inputs = {}
         for key, value in batch.items():
             if key == "labels":
@@ -242,13 +254,18 @@ class Surrogate:
 
     def answer_ids(self, question: str, answer: str) -> list[int]:
         """Token ids of `answer` as it would follow the text of `question`, without an end token."""
+        if not answer.strip():
+            raise ValueError(
+                f"The answer to {question!r} is {answer!r}: an answer needs at least one visible character."
+            )
         text = self.text(question)
-        ends_line = text[-1:].isspace() or self.family.text_ends_line
-        key = (text.splitlines()[-1] if text.strip() else text, answer)
+        # No space goes before an answer that begins a line, or what a decoder of its own reads.
+        begins = self.is_encoder_decoder or self.family.text_ends_line or text[-1:].isspace()
+        before = "" if begins or not text else text.splitlines()[-1]
+        key = (before, begins, answer)
         if key not in self._answers:
             tokenizer = self.processor.tokenizer
-            before = key[0] if not ends_line else ""
-            joined = before + ("" if ends_line else " ") + answer
+            joined = before + ("" if begins else " ") + answer
             ids = tokenizer(joined, add_special_tokens=False).input_ids
             prefix = tokenizer(before, add_special_tokens=False).input_ids if before else []
             if ids[: len(prefix)] != prefix or len(ids) == len(prefix):

@@ -15,6 +15,7 @@ import torch
 from PIL import ImageOps
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration import TransferableVisualPromptConfig
@@ -48,6 +49,7 @@ class TransferableVisualPromptTrainer(Trainer):
 
     Raises:
         ValueError: If TSE has a weight but no CLIP, if there is no surrogate, or a column is missing.
+        TypeError: If a surrogate's image processor passes no gradient.
 
     Example:
 
@@ -93,6 +95,9 @@ class TransferableVisualPromptTrainer(Trainer):
                 f"`tse_weight` is {args.tse_weight} but there is no CLIP to measure with: pass "
                 "`semantics=TaskSemantics.from_pretrained(...)`, or set `tse_weight=0`."
             )
+        for surrogate in self.surrogates:
+            # Asked for here, so that a processor without a gradient is refused before anything is loaded or run.
+            _ = surrogate.differentiable_processor
         if task is None:
             task = Task.infer(train_dataset if train_dataset is not None else eval_dataset)
         self.task = task
@@ -102,8 +107,20 @@ class TransferableVisualPromptTrainer(Trainer):
             *([] if semantics is None else [Objective("tse", semantics, args.tse_weight)]),
             *objectives,
         ]
+        names = [objective.name for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Every objective needs a name of its own; got {', '.join(map(repr, names))}.")
+        if not any(objective.weight for objective in self.objectives):
+            raise ValueError("Every objective has the weight 0, so there is nothing to learn from.")
+        if task.candidates is None and args.metric_for_best_model == "accuracy":
+            # Without answers to choose from there is no accuracy, and the best prompt is that of the least loss.
+            args.metric_for_best_model, args.greater_is_better = "loss", False
+        # Several GPUs without a launcher: the base class would split batches over them in one process, and lists of
+        # images cannot be split. `accelerate launch` uses them all.
+        args._n_gpu = min(args.n_gpu, 1)
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
         self._count = self._skipped = 0
+        self._hooked: Any = None
         if args.surrogate_gradient_checkpointing:
             for surrogate in self.surrogates:
                 surrogate.enable_gradient_checkpointing()
@@ -155,13 +172,33 @@ class TransferableVisualPromptTrainer(Trainer):
 
     def _check_finite(self, values: dict[str, torch.Tensor]) -> None:
         for name, value in values.items():
-            if not torch.isfinite(value):
-                last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-                kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been saved yet"
-                raise FloatingPointError(
-                    f"The {name} loss is {value.item()} at step {self.state.global_step + 1}; training stops and {kept}. "
-                    "A lower learning rate or a model in float32 or bfloat16 usually mends this."
+            if not isinstance(value, torch.Tensor) or value.ndim:
+                got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+                raise TypeError(
+                    f"The objective {name!r} gave {got}; expected a tensor with a single value, as `.mean()` gives."
                 )
+            if not torch.isfinite(value):
+                raise self._not_finite(f"The {name} loss is {value.item()}")
+
+    def _check_gradient(self, prompt: TransferableVisualPrompt) -> None:
+        # Finite losses can have a gradient that is not (half precision; a square root at zero). It must not reach the
+        # prompt: an 8-bit image shows a pixel that is not a number as black, and every loss would look fine from then on.
+        if prompt.delta.grad is not None and not torch.isfinite(prompt.delta.grad).all():
+            raise self._not_finite("The gradient is not finite, while every loss is,")
+
+    def _not_finite(self, what: str) -> FloatingPointError:
+        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been saved yet"
+        return FloatingPointError(
+            f"{what} at step {self.state.global_step + 1}; training stops and {kept}. "
+            "A lower learning rate or a model in float32 or bfloat16 usually mends this."
+        )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains the prompt: all arguments of [`~transformers.Trainer.train`]."""
+        self._sums.clear()
+        self._count = self._skipped = 0
+        return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Makes the optimizer of `args.update_rule`, after each of whose steps the prompt is projected."""
@@ -169,14 +206,21 @@ class TransferableVisualPromptTrainer(Trainer):
         if self.optimizer is None and self.args.update_rule == "paper":
             self.optimizer = PaperSGD(prompt.parameters(), lr=self.args.learning_rate, mask=prompt.trainable_mask)
         optimizer = super().create_optimizer(model)
-        optimizer.register_step_post_hook(lambda *_: prompt.project_())
+        # A second `train()` goes on with the first one's optimizer, by then in a wrapper of accelerate's.
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if inner is not self._hooked:
+            inner.register_step_pre_hook(lambda *_: self._check_gradient(prompt))
+            inner.register_step_post_hook(lambda *_: prompt.project_())
+            self._hooked = inner
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Makes the learning-rate schedule; for the paper's rule a cosine over epochs, constant within each."""
         if self.lr_scheduler is None and self.args.update_rule == "paper":
             epochs = max(1, math.ceil(self.args.num_train_epochs)) if self.args.max_steps <= 0 else 1
-            per_epoch = max(1, math.ceil(num_training_steps / epochs))
+            # Not over `epochs`: of 2.5 epochs the last is only half as long.
+            length = self.args.num_train_epochs if self.args.max_steps <= 0 else 1
+            per_epoch = max(1, int(num_training_steps / length + 1e-6))
             self.lr_scheduler = LambdaLR(
                 self.optimizer if optimizer is None else optimizer,
                 lambda step: 0.5 * (1 + math.cos(math.pi * min(step // per_epoch, epochs) / epochs)),
@@ -230,8 +274,14 @@ class TransferableVisualPromptTrainer(Trainer):
                 progress=not self.args.disable_tqdm and self.is_world_process_zero(),
             )
             sums = torch.tensor([result.values.sum(), len(result.values)], dtype=torch.float64)
-            total, n = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").tolist()
-            metrics[f"{metric_key_prefix}_{surrogate.name}_{metric}"] = total / n
+            if self.args.world_size > 1:
+                # Only then on the device: Apple's has no float64, and is always alone.
+                sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+            total, n = sums.tolist()
+            key = f"{metric_key_prefix}_{surrogate.name}_{metric}"
+            # Two checkpoints of one model have the same name.
+            key = key if key not in metrics else f"{metric_key_prefix}_{surrogate.name}_{index + 1}_{metric}"
+            metrics[key] = total / n
             if index < len(self.surrogates):
                 own.append(total / n)
         metrics[f"{metric_key_prefix}_{metric}"] = sum(own) / len(own)
@@ -246,12 +296,15 @@ class TransferableVisualPromptTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
+        except (OSError, RuntimeError) as error:
+            # torch.save has no class of its own for a full disk, only the name of its file writer.
+            full = getattr(error, "errno", None) == errno.ENOSPC or "inline_container" in str(error)
+            partial = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            if full or not (partial / TRAINER_STATE_NAME).exists():
+                # Half a checkpoint would be taken for the last good one on resume. The state is written last.
+                shutil.rmtree(partial, ignore_errors=True)
+            if not full:
                 raise
-            # Half a checkpoint would be taken for the last good one on resume.
-            partial = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(partial, ignore_errors=True)
             last = get_last_checkpoint(self.args.output_dir)
             raise OSError(
                 errno.ENOSPC,

@@ -16,8 +16,9 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
     [`~transformers.TrainingArguments`] with the weights of the objectives and the rule by which pixels are updated.
 
     Defaults that differ from transformers': cosine schedule, no gradient clipping (the length of a gradient over pixels
-    says nothing), no weight decay, no reporting to trackers unless asked for, columns are kept, and the best checkpoint
-    (`load_best_model_at_end`) is the one with the best accuracy on the *source's* validation data.
+    says nothing), no weight decay, no reporting to trackers unless asked for, columns are kept, nothing is pushed before
+    the end, and the best checkpoint (`load_best_model_at_end`) is the one with the best accuracy (without candidates, the
+    least loss) on the *source's* validation data.
 
     Args:
         update_rule (`str`, *optional*, defaults to `"adam"`):
@@ -53,6 +54,9 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (Adam only)."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Of no use to batches of PIL images."})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "When to push. Other than at the end, transformers adds pickled arguments."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the prompt's forward names none of the dataset's columns."}
     )

@@ -1,0 +1,437 @@
+"""What a prompt does for a model: measured on rigged answers, where every number is known beforehand."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import tiny
+import torch
+from by_hand import T5, answer_losses, t5_pair
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig, evaluation
+from transferable_vp.data import BadImageError, Task
+from transferable_vp.evaluation import Evaluation, evaluate, random_prompt, transfer_report
+from transferable_vp.report import check_report, paired_bootstrap
+from transferable_vp.scoring import score_candidates
+from transferable_vp.surrogate import Surrogate, answer_loss
+
+
+Pair = tuple[PreTrainedModel, ProcessorMixin]
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+TASK = Task(candidates=list(COLOURS), question="Which colour?")
+# The colour that is shown, and the one that is said to be right: five of six agree.
+SHOWN = ["red", "green", "blue", "blue", "red", "green"]
+RIGHT = ["red", "green", "blue", "red", "red", "green"]
+
+
+@pytest.fixture(scope="module")
+def own_pair(shared_pair: Callable[[str], Pair]) -> Callable[[str], Pair]:
+    """Gives a copy of model and processor of a family, T5 included."""
+    return lambda family: copy.deepcopy(t5_pair() if family == T5 else shared_pair(family))
+
+
+@pytest.fixture(scope="module")
+def surrogates(own_pair: Callable[[str], Pair]) -> Callable[[str], Surrogate]:
+    """Gives the surrogate of a family, made once. For tests that do not change it."""
+    return functools.cache(lambda family: Surrogate(*own_pair(family), name=family))
+
+
+@pytest.fixture
+def llava(surrogates: Callable[[str], Surrogate]) -> Surrogate:
+    return surrogates("llava")
+
+
+@pytest.fixture
+def prompt() -> TransferableVisualPrompt:
+    """Grey all around."""
+    prompt = TransferableVisualPrompt(TransferableVisualPromptConfig(canvas_size=40, border_size=8))
+    with torch.no_grad():
+        prompt.delta.fill_(0.5)
+    return prompt.project_()
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    return [
+        {"image": Image.new("RGB", (50, 40), COLOURS[shown]), "answer": right}
+        for shown, right in zip(SHOWN, RIGHT, strict=True)
+    ]
+
+
+class Rig:
+    """Stands in for `score_candidates`: it says the colour in the middle, or red where the corner is black."""
+
+    def __init__(self) -> None:
+        self.images: list[list[Image.Image]] = []
+        self.questions: list[Sequence[str]] = []
+        self.canvases: list[torch.Tensor | None] = []
+
+    def __call__(
+        self,
+        surrogate: Surrogate,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        canvas: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        self.images.append(list(images))
+        self.questions.append(questions)
+        self.canvases.append(canvas)
+        scores = []
+        for image, names in zip(images, candidates, strict=True):
+            middle = image.getpixel((image.width // 2, image.height // 2))
+            seen = COLOURS["red"] if image.getpixel((0, 0)) == (0, 0, 0) else middle
+            scores.append(torch.tensor([0.0 if COLOURS[name] == seen else -1.0 for name in names]))
+        return scores
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    rig = Rig()
+    monkeypatch.setattr(evaluation, "score_candidates", rig)
+    return rig
+
+
+def damaged() -> bytes:
+    file = io.BytesIO()
+    tiny.picture(64, 64).save(file, "JPEG")
+    return file.getvalue()[:2000]
+
+
+def as_dataset(rows: Sequence[dict[str, Any]], bad: Sequence[int] = ()) -> datasets.Dataset:
+    """Rows as a dataset whose images are decoded on reading; those at `bad` cannot be."""
+    images = []
+    for index, row in enumerate(rows):
+        file = io.BytesIO()
+        row["image"].save(file, "PNG")
+        images.append({"bytes": damaged() if index in bad else file.getvalue(), "path": f"{index}.png"})
+    features = datasets.Features({"image": datasets.Image(), "answer": datasets.Value("string")})
+    return datasets.Dataset.from_dict({"image": images, "answer": [r["answer"] for r in rows]}, features=features)
+
+
+class TestAccuracy:
+    @pytest.mark.parametrize("batch_size", [1, 4, 32])
+    def test_it_is_exact(self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig, batch_size: int) -> None:
+        result = evaluate(llava, rows, TASK, batch_size=batch_size, progress=False)
+        assert result.values.tolist() == [1, 1, 1, 0, 1, 1]
+        assert result.values.dtype == np.float64
+        assert result.answers == SHOWN
+        assert result.mean == pytest.approx(5 / 6)
+        assert result.skipped == 0
+        assert max(map(len, rig.images)) == min(batch_size, 6)
+        assert {question for some in rig.questions for question in some} == {"Which colour?"}
+
+    @pytest.mark.parametrize("kind", ["list", "dataset", "streaming"])
+    def test_every_kind_of_dataset(self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig, kind: str) -> None:
+        data: Any = {"list": rows, "dataset": as_dataset(rows), "streaming": as_dataset(rows).to_iterable_dataset()}[
+            kind
+        ]
+        assert evaluate(llava, data, TASK, progress=False).answers == SHOWN
+
+    @pytest.mark.parametrize("family", [*tiny.FAMILIES, T5])
+    def test_a_real_model(self, family: str, surrogates: Callable[[str], Surrogate]) -> None:
+        names = ["red", "a blue square", "cat", "no"]
+        task = Task(candidates=names, question_column="question")
+        rows = [{"image": tiny.picture(seed=i), "question": "Why? " * i + "Who?", "answer": "cat"} for i in range(4)]
+        result = evaluate(surrogates(family), rows, task, batch_size=3, progress=False)
+        answers = []
+        for row in rows:
+            (score,) = score_candidates(surrogates(family), [row["image"]], [row["question"]], [names])
+            answers.append(names[int(score.argmax())])
+        assert result.answers == answers
+        assert result.values.tolist() == [float(answer == "cat") for answer in answers]
+
+
+class TestWhatTheModelIsShown:
+    def test_without_a_prompt_the_image(self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig) -> None:
+        evaluate(llava, rows, TASK, progress=False)
+        for shown, row in zip(rig.images[0], rows, strict=True):
+            assert np.array_equal(np.asarray(shown), np.asarray(row["image"]))
+        assert rig.canvases == [None]
+
+    @pytest.mark.parametrize("prompted", [True, False])
+    def test_with_one_what_it_makes_of_the_image(
+        self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig, prompt: TransferableVisualPrompt, prompted: bool
+    ) -> None:
+        result = evaluate(llava, rows, TASK, prompt, prompted, progress=False)
+        for shown, row in zip(rig.images[0], rows, strict=True):
+            assert np.array_equal(np.asarray(shown), np.asarray(prompt.apply(row["image"], prompted=prompted)))
+        # The grey border lets the rig see; the black one makes it say red.
+        assert result.answers == (SHOWN if prompted else ["red"] * 6)
+        assert rig.canvases == [None]
+
+    def test_of_an_unbounded_prompt_the_floats(self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig) -> None:
+        prompt = tiny.noise_prompt(canvas_size=40, border_size=8, value_range="unbounded")
+        evaluate(llava, rows, TASK, prompt, progress=False)
+        (canvas,) = rig.canvases
+        assert canvas is not None
+        assert canvas.min() < -0.5
+        assert torch.equal(canvas, prompt([row["image"] for row in rows]))
+
+    @pytest.mark.parametrize("prompted", [None, False])
+    def test_the_same_picture_with_and_without_a_prompt(
+        self, llava: Surrogate, rig: Rig, prompt: TransferableVisualPrompt, prompted: bool | None
+    ) -> None:
+        """Turned as its camera was held, and all 16 bits of it: a processor does neither."""
+        upright = Image.new("RGB", (40, 40), COLOURS["red"])
+        upright.paste(COLOURS["blue"], (0, 0, 40, 20))
+        lying, exif = upright.rotate(90), Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter to the right
+        file = io.BytesIO()
+        lying.save(file, "PNG", exif=exif)
+        deep = Image.fromarray(np.full((40, 40), 32896, dtype=np.uint16))
+        images = [Image.open(file), deep, Image.new("L", (40, 40), 9), Image.new("RGBA", (40, 40), (1, 2, 3, 0))]
+        task = Task(candidates=["red"])
+        given = (None, True) if prompted is None else (prompt, prompted)
+        evaluate(llava, [{"image": i, "answer": "red"} for i in images], task, *given, progress=False)
+        (shown,) = rig.images
+        assert [image.mode for image in shown] == ["RGB"] * 4
+        middle = shown[0].width // 2
+        assert shown[0].getpixel((middle, 12)) == COLOURS["blue"]
+        assert shown[0].getpixel((middle, 28)) == COLOURS["red"]
+        assert [image.getpixel((middle, middle)) for image in shown[1:]] == [(128,) * 3, (9,) * 3, (1, 2, 3)]
+
+
+class TestLoss:
+    @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "instructblip", "paligemma", T5])
+    def test_without_candidates_it_is_the_loss_of_the_right_answer(
+        self, family: str, surrogates: Callable[[str], Surrogate], own_pair: Callable[[str], Pair]
+    ) -> None:
+        task = Task(question_column="question")
+        rows = [
+            {"image": tiny.picture(40, 40, seed=0), "question": "What is it?", "answer": "red"},
+            {
+                "image": tiny.picture(40, 40, seed=1),
+                "question": "Which colour is the square?",
+                "answer": "a blue square",
+            },
+        ]
+        result = evaluate(surrogates(family), rows, task, progress=False)
+        expected = [answer_losses(family, own_pair(family), *row.values()).mean().item() for row in rows]
+        assert result.values == pytest.approx(expected, rel=1e-4)
+        assert result.mean == pytest.approx(np.mean(expected), rel=1e-4)
+        assert result.answers == []
+
+    def test_of_prompted_images(
+        self, surrogates: Callable[[str], Surrogate], own_pair: Callable[[str], Pair], prompt: TransferableVisualPrompt
+    ) -> None:
+        row = {"image": tiny.picture(), "answer": "red"}
+        for value_range in ("displayable", "unbounded"):
+            other = tiny.noise_prompt(canvas_size=40, border_size=8, value_range=value_range)
+            task = Task(question="What is it?")
+            result = evaluate(surrogates("llava"), [row], task, other, progress=False)
+            shown = (
+                other.apply(row["image"]) if value_range == "displayable" else other(row["image"])[0].detach() * 255
+            )
+            expected = answer_losses("llava", own_pair("llava"), shown, "What is it?", "red").mean().item()
+            assert result.mean == pytest.approx(expected, rel=1e-4)
+
+
+class TestShards:
+    @pytest.mark.parametrize("kind", ["list", "streaming"])
+    @pytest.mark.parametrize("count", [1, 2, 4, 8])
+    def test_they_are_all_rows_once(
+        self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig, count: int, kind: str
+    ) -> None:
+        data: Any = rows if kind == "list" else as_dataset(rows).to_iterable_dataset()
+        parts = [evaluate(llava, data, TASK, shard=(index, count), progress=False) for index in range(count)]
+        assert [part.answers for part in parts] == [SHOWN[index::count] for index in range(count)]
+        assert sum(part.values.sum() for part in parts) == 5
+        assert sum(len(part.values) for part in parts) == 6
+
+    def test_an_error_names_the_row_of_the_whole_dataset(self, llava: Surrogate, rows: list[dict[str, Any]]) -> None:
+        rows[5] = {"image": None, "answer": "red"}
+        with pytest.raises(BadImageError, match="row 5 has no image"):
+            evaluate(llava, rows, TASK, shard=(1, 2), progress=False)
+
+
+class TestBadImages:
+    @pytest.mark.parametrize("kind", ["list", "dataset", "streaming"])
+    def test_they_are_left_out_and_counted(
+        self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig, kind: str
+    ) -> None:
+        dataset = as_dataset(rows, bad=[0, 3])
+        rows[0]["image"] = rows[3]["image"] = damaged()
+        data: Any = {"list": rows, "dataset": dataset, "streaming": dataset.to_iterable_dataset()}[kind]
+        result = evaluate(llava, data, TASK, batch_size=2, skip_bad_images=True, progress=False)
+        assert result.skipped == 2
+        assert result.answers == ["green", "blue", "red", "green"]
+        assert result.mean == 1
+
+    @pytest.mark.parametrize("kind", ["dataset", "streaming"])
+    def test_they_end_it_by_default(self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig, kind: str) -> None:
+        data: Any = as_dataset(rows, bad=[3])
+        data = data if kind == "dataset" else data.to_iterable_dataset()
+        with pytest.raises(BadImageError, match=r"row 3 \(3\.png\) cannot be read.*skip_bad_images=True"):
+            evaluate(llava, data, TASK, progress=False)
+
+    def test_a_whole_batch_of_them(self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig) -> None:
+        for index in (2, 3):
+            rows[index]["image"] = damaged()
+        result = evaluate(llava, rows, TASK, batch_size=2, skip_bad_images=True, progress=False)
+        assert (result.skipped, len(result.values)) == (2, 4)
+
+
+class TestNothing:
+    def test_no_rows(self, llava: Surrogate) -> None:
+        with pytest.raises(ValueError, match=r"There is nothing to evaluate: no rows\."):
+            evaluate(llava, [], TASK, progress=False)
+
+    def test_only_bad_images(self, llava: Surrogate) -> None:
+        with pytest.raises(ValueError, match="nothing to evaluate: no rows, 2 unreadable images"):
+            evaluate(llava, [{"image": damaged(), "answer": "red"}] * 2, TASK, skip_bad_images=True, progress=False)
+
+    def test_a_process_without_rows_among_others(self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig) -> None:
+        result = evaluate(llava, rows[:1], TASK, shard=(1, 2), progress=False)
+        assert (len(result.values), result.answers, result.skipped) == (0, [], 0)
+
+    def test_a_label_that_is_no_candidate(self, llava: Surrogate, rows: list[dict[str, Any]], rig: Rig) -> None:
+        rows[4]["answer"] = "mauve"
+        with pytest.raises(ValueError, match="answer of row 4 is 'mauve', which is not among the candidates"):
+            evaluate(llava, rows, TASK, progress=False)
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, T5])
+def test_training_goes_on_after_an_evaluation(family: str, own_pair: Callable[[str], Pair]) -> None:
+    """Processors and M-RoPE models keep tensors across calls, and none made here may be unfit for training."""
+    surrogate = Surrogate(*own_pair(family))
+    prompt = tiny.noise_prompt(canvas_size=40, border_size=8, value_range="unbounded")
+    rows = [{"image": tiny.picture(), "answer": "red"}]
+    evaluate(surrogate, rows, TASK, prompt, progress=False)
+    canvas = prompt([tiny.picture()])
+    output = surrogate.forward(canvas, ["What is it?"], ["red"], unbounded=True, with_features=True)
+    answer_loss(output).backward()
+    assert prompt.delta.grad is not None
+    assert torch.isfinite(prompt.delta.grad).all()
+    assert prompt.delta.grad.any()
+
+
+class TestRandomPrompt:
+    @pytest.mark.parametrize("layout", ["border", "overlay", "both"])
+    @pytest.mark.parametrize("value_range", ["displayable", "unbounded"])
+    def test_it_is_drawn_from_what_can_be_shown(self, layout: str, value_range: str) -> None:
+        config = TransferableVisualPromptConfig(
+            canvas_size=64, border_size=12, layout=layout, value_range=value_range, epsilon=0.1
+        )
+        prompt = TransferableVisualPrompt(config)
+        control = random_prompt(prompt, seed=0)
+        assert control.config.to_dict() == config.to_dict()
+        assert not prompt.delta.any()
+        border, content = (mask.expand(3, -1, -1) for mask in (control.border_mask, control.content_mask))
+        delta = control.delta.detach()
+        assert (delta[~prompt.trainable_mask.expand(3, -1, -1)] == 0).all()
+        if layout != "overlay":
+            assert 0 <= delta[border].min() < 0.01
+            assert 0.99 < delta[border].max() <= 1
+            assert delta[border].mean() == pytest.approx(0.5, abs=0.02)
+        if layout != "border":
+            assert -0.1 <= delta[content].min() < -0.098
+            assert 0.098 < delta[content].max() <= 0.1
+            assert delta[content].mean() == pytest.approx(0, abs=0.005)
+
+    def test_it_is_the_seed_that_decides(self, prompt: TransferableVisualPrompt) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            before = torch.get_rng_state()
+            one = random_prompt(prompt, seed=3)
+            assert torch.equal(torch.get_rng_state(), before)
+            torch.manual_seed(2)
+            assert torch.equal(random_prompt(prompt, seed=3).delta, one.delta)
+        assert not torch.equal(random_prompt(prompt, seed=4).delta, one.delta)
+
+
+class TestTransferReport:
+    @pytest.fixture
+    def targets(self, own_pair: Callable[[str], Pair]) -> Iterator[list[Surrogate]]:
+        yield [Surrogate(*own_pair(family), name=f"tiny-{family}") for family in ("llava", "qwen2_vl")]
+
+    def test_its_numbers(
+        self, targets: list[Surrogate], rows: list[dict[str, Any]], rig: Rig, prompt: TransferableVisualPrompt
+    ) -> None:
+        report = transfer_report(
+            targets,
+            rows,
+            TASK,
+            [prompt],
+            source=["tiny-llava"],
+            title="colours",
+            settings={"steps": 3},
+            progress=False,
+        )
+        check_report(report)
+        assert {key: report[key] for key in ("source", "task", "seeds", "settings")} == {
+            "source": "tiny-llava", "task": "colours", "seeds": [0], "settings": {"steps": 3},
+        }  # fmt: skip
+        assert [target["model"] for target in report["targets"]] == ["tiny-llava", "tiny-qwen2_vl"]
+        assert [target["family"] for target in report["targets"]] == ["llava", "qwen2_vl"]
+        assert [target["is_source"] for target in report["targets"]] == [True, False]
+        # In black the rig says red, which is right three times in six.
+        zero_border = np.array([1, 0, 0, 1, 1, 0.0])
+        seeing = np.array([1, 1, 1, 0, 1, 1.0])
+        for target in report["targets"]:
+            assert target["n"] == 6
+            assert target["full_image"] == target["random_border"] == target["tvp"] == pytest.approx(5 / 6)
+            assert target["zero_border"] == 0.5
+            assert target["vp"] is None
+            assert target["delta"] == pytest.approx(target["tvp"] - target["zero_border"])
+            assert target["delta"] == pytest.approx(1 / 3)
+            assert tuple(target["delta_ci95"]) == paired_bootstrap(zero_border, seeing)
+
+    def test_means_over_seeds(
+        self, targets: list[Surrogate], rows: list[dict[str, Any]], rig: Rig, prompt: TransferableVisualPrompt
+    ) -> None:
+        black = TransferableVisualPrompt(prompt.config)
+        report = transfer_report(
+            targets[:1], rows, TASK, [prompt, black], source=["a", "b"], title="colours", baselines=[black, black],
+            seeds=[5, 6], progress=False,
+        )  # fmt: skip
+        check_report(report)
+        (target,) = report["targets"]
+        assert (report["source"], report["seeds"], target["is_source"]) == ("a + b", [5, 6], False)
+        assert target["tvp"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+        assert target["vp"] == 0.5
+        assert target["random_border"] == pytest.approx(5 / 6)
+        assert target["delta"] == pytest.approx(1 / 6)
+        zero_border = np.array([1, 0, 0, 1, 1, 0.0])
+        seeds = np.array([[1, 1, 1, 0, 1, 1.0], zero_border])
+        assert tuple(target["delta_ci95"]) == paired_bootstrap(zero_border, seeds)
+
+    def test_every_condition_is_shown_its_own_images(
+        self, targets: list[Surrogate], rows: list[dict[str, Any]], rig: Rig, prompt: TransferableVisualPrompt
+    ) -> None:
+        other = tiny.noise_prompt(canvas_size=40, border_size=8)
+        transfer_report(targets[:1], rows[:1], TASK, [prompt], source=[], title="", baselines=[other], seeds=[7],
+                        progress=False)  # fmt: skip
+        image = rows[0]["image"]
+        expected = [
+            image,
+            prompt.apply(image, prompted=False),
+            random_prompt(prompt, 7).apply(image),
+            other.apply(image),
+            prompt.apply(image),
+        ]
+        assert len(rig.images) == 5
+        for (shown,), wanted in zip(rig.images, expected, strict=True):
+            assert np.array_equal(np.asarray(shown), np.asarray(wanted))
+
+    def test_with_real_models(
+        self, targets: list[Surrogate], rows: list[dict[str, Any]], prompt: TransferableVisualPrompt
+    ) -> None:
+        report = transfer_report(targets, rows, TASK, [prompt], source=["tiny-llava"], title="colours", progress=False)
+        check_report(report)
+        for target, surrogate in zip(report["targets"], targets, strict=True):
+            for key, arguments in (("full_image", ()), ("zero_border", (prompt, False)), ("tvp", (prompt,))):
+                assert target[key] == evaluate(surrogate, rows, TASK, *arguments, progress=False).mean
+
+
+def test_the_mean_of_an_evaluation() -> None:
+    assert Evaluation(np.array([1, 0, 0, 1.0])).mean == 0.5
