@@ -131,7 +131,8 @@ class Task:
                 f"column {self.answer_column!r}. Leave such rows out, or choose another `answer_column`."
             )
         if names is not None and isinstance(label, numbers.Integral) and not isinstance(label, bool):
-            if not 0 <= label < len(names):
+            # numpy's integers are Integral but no int.
+            if not 0 <= int(label) < len(names):
                 raise ValueError(
                     f"The label of {_row(index)} is {label}, outside the {len(names)} classes ({_names(names[:3])}, ...); "
                     "is this split unlabelled, or the list of classes too short?"

@@ -34,6 +34,7 @@ MEMBERS = ("llava", "idefics3", "paligemma", "instructblip")
 # Rule and learning rate are those of `benchmarks/update_rules.py`, which asks the source's validation images only; the
 # weights are the paper's.
 RECIPE: dict[str, Any] = {
+    "update_rule": "adam",
     "learning_rate": 0.05,
     "per_device_train_batch_size": 32,
     "fca_weight": 0.005,
