@@ -161,6 +161,21 @@ def test_half_precision(family: str, surrogate: Surrogate, own_pair: Callable[[s
         torch.testing.assert_close(score, full, rtol=0.05, atol=0.3)
 
 
+def test_log_probabilities_are_taken_in_float32(
+    own_pair: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = own_pair("qwen2_vl")
+    surrogate, seen = Surrogate(model.bfloat16(), processor), []
+    plain = surrogate.answer_logits
+    monkeypatch.setattr(surrogate, "answer_logits", lambda *a: seen.append(plain(*a)) or seen[-1])
+    (scores,) = score_candidates(surrogate, pictures(1), QUESTIONS[:1], [["x", "red"]])
+    assert [logits.dtype for logits in seen] == [torch.bfloat16] * 2
+    for score, logits, name in zip(scores, seen, ["x", "red"], strict=True):
+        ids = surrogate.answer_ids(QUESTIONS[0], name)
+        expected = logits[0].float().log_softmax(-1)[range(len(ids)), ids].mean()
+        torch.testing.assert_close(score, expected)
+
+
 def test_a_list_of_candidates_for_every_image(surrogates: Callable[[str], Surrogate]) -> None:
     with pytest.raises(ValueError):
         score_candidates(surrogates("llava"), pictures(2), QUESTIONS[:2], [["a", "red"]])

@@ -150,7 +150,7 @@ def run_demo(
     started, output = time.time(), Path(output_dir)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     world = load_world()
-    steps, n_train, n_test = (10, 160, 60) if quick else (80, 800, 300)
+    steps, n_train, n_test = (10, 160, 60) if quick else (60, 800, 300)
     print(f"Learning on {source}, offline, from {n_train} images; measuring on {n_test} others.", flush=True)
     models = {name: Surrogate.from_pretrained(str(bundled(f"zoo/{name}"))) for name in MEMBERS}
     clip = TaskSemantics.from_pretrained(str(bundled("zoo/clip")))
