@@ -14,17 +14,17 @@ ROOT = Path(__file__).resolve().parent
 # Every floor is a version the tests pass with: `make compat` installs exactly these ("==") and runs them.
 INSTALL_REQUIRES = [
     "accelerate>=1.12.0",
-    "datasets>=4.5.0",
+    "datasets>=5.0.0",  # before it, a folder of `save_to_disk` with several splits is read as something else
     "evaluate>=0.4.6",  # the first that imports next to huggingface_hub 1.x
     "huggingface_hub>=1.5.0",  # what the transformers floor asks for
     "jinja2>=3.1.4",  # chat templates and model cards
     "numpy>=2.1.0",
     "peft>=0.20.0",  # the least that a current transformers accepts
-    "pillow>=11.0.0",
+    "pillow>=11.3.0",
     "pyyaml>=6.0.2",
     "safetensors>=0.8.0",
-    "torch>=2.6.0",  # before it, transformers refuses torch.load, so neither resume nor the paper's .pth would work
-    "torchvision>=0.21.0",  # the one built for the torch floor
+    "torch>=2.12.0",  # the one that the torchvision floor is built for
+    "torchvision>=0.27.0",  # before it there is no Lanczos, so Idefics3 and SmolVLM load processors without a gradient
     "tqdm>=4.67.0",
     "transformers>=5.15.1",  # before 5.15, a step of several tokens on the cache of a hybrid model is silently wrong
 ]

@@ -44,6 +44,7 @@ def evaluate(args: argparse.Namespace) -> None:
     report = transfer_report(
         models, dataset, task, [prompt], source=args.source, title=args.title or f"{args.dataset} ({args.split})",
         settings={"prompt": args.prompt, "models": args.model, "dtype": args.dtype}, batch_size=args.batch_size,
+        skip_bad_images=args.skip_bad_images,
     )  # fmt: skip
     output = Path(args.output_dir)
     write_json(report, output / "transfer.json")
@@ -153,6 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", default="auto", help="precision of the models (default: %(default)s)")
     sub.add_argument("--device", default="cpu", help="where the models run, as cuda (default: %(default)s)")
     sub.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: %(default)s)")
+    sub.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
     sub.add_argument("--output_dir", default="runs/evaluate", help="where the report goes (default: %(default)s)")
     sub.set_defaults(function=evaluate)
 

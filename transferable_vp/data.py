@@ -6,7 +6,7 @@ import io
 import numbers
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,6 @@ class ExampleCollator:
 
     task: Task
     skip_bad_images: bool = False
-    _seen: int = field(default=0, init=False, repr=False)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         examples, skipped = [], 0

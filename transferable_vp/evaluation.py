@@ -165,6 +165,7 @@ def transfer_report(
     seeds: Sequence[int] = (0,),
     settings: dict[str, Any] | None = None,
     batch_size: int = 32,
+    skip_bad_images: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     r"""
@@ -179,7 +180,7 @@ def transfer_report(
         baselines (`Sequence[TransferableVisualPrompt]`, *optional*): Prompts of the task loss alone (VP), one per seed.
         seeds (`Sequence[int]`, *optional*, defaults to `(0,)`): The training seeds; the random border uses them too.
         settings (`dict`, *optional*): Whatever else made the numbers.
-        batch_size, progress: As in [`evaluate`].
+        batch_size, skip_bad_images, progress: As in [`evaluate`].
 
     Returns:
         `dict`: See `transferable_vp.report`. Columns are means over seeds; the interval is a paired bootstrap over
@@ -201,7 +202,7 @@ def transfer_report(
             values: dict[str, list[np.ndarray]] = {name: [] for name in conditions}
             for name, prompt, prompted in runs:
                 bar.set_postfix_str(f"{target.name}, {name.replace('_', ' ')}")
-                result = evaluate(target, dataset, task, prompt, prompted, batch_size, progress=False)
+                result = evaluate(target, dataset, task, prompt, prompted, batch_size, skip_bad_images, progress=False)
                 values[name].append(result.values)
                 bar.update()
             means = {name: float(np.mean(runs_)) if runs_ else None for name, runs_ in values.items()}

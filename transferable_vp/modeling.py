@@ -220,7 +220,7 @@ class TransferableVisualPrompt(PreTrainedModel):
             )
         pixels = quantize(self.delta.detach()).cpu()
         alpha = self.border_mask.cpu().to(torch.uint8) * 255
-        return Image.fromarray(torch.cat([pixels, alpha]).permute(1, 2, 0).numpy(), "RGBA")
+        return Image.fromarray(torch.cat([pixels, alpha]).permute(1, 2, 0).numpy())
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         r"""

@@ -39,7 +39,7 @@ def score_candidates(
     for row, (question, names) in enumerate(zip(questions, candidates, strict=True)):
         for column, name in enumerate(names):
             ids = surrogate.answer_ids(question, name)
-            (short if len(ids) == 1 and not surrogate.is_encoder_decoder else long).append((row, column, ids))
+            (short if len(ids) == 1 else long).append((row, column, ids))
     scores = [torch.empty(len(names)) for names in candidates]
     if short:
         # What is appended here is not scored; an answer per row gives the batch its shape.
