@@ -104,9 +104,12 @@ def apply(args: argparse.Namespace) -> None:
 def demo(args: argparse.Namespace) -> None:
     """Learns a prompt on one model of the zoo and measures it on all."""
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from .demo import run_demo
 
+    # Bars of files that load in milliseconds hide those worth watching.
+    disable_progress_bar()
     # Models this small gain nothing from a second thread, and wait for it many times longer where cores are busy.
     torch.set_num_threads(1)
     # Everything the demo reads is here; a library that looks for the Hub would only wait for it.
