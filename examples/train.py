@@ -48,6 +48,9 @@ class ScriptArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Split to learn from, as train[:1%%]."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to validate on."})
+    eval_share: float = field(
+        default=0.0, metadata={"help": "Or: share of the train split, shuffled, to validate on."}
+    )
     streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed; set --max_steps."})
     image_column: str | None = field(default=None, metadata={"help": "Column of images; found if not given."})
     answer_column: str | None = field(default=None, metadata={"help": "Column of answers or labels; found likewise."})
@@ -84,6 +87,9 @@ def main(argv: list[str] | None = None) -> None:
     evaluation = None
     if script.eval_split is not None:
         evaluation = load_data(script.dataset, script.eval_split, script.dataset_name)
+    elif script.eval_share:
+        parts = train.train_test_split(test_size=script.eval_share, seed=args.data_seed or args.seed)
+        train, evaluation = parts["train"], parts["test"]
     columns = ("image_column", "answer_column", "question_column", "question", "candidates", "caption", "flip")
     task = Task.infer(train, **{name: getattr(script, name) for name in columns})
 

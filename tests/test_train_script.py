@@ -128,6 +128,23 @@ def test_a_file_with_questions(script: ModuleType, files: Path, tmp_path: Path) 
     assert results["eval_loss"] == results["eval_llava_loss"] > 0
 
 
+def test_a_shuffled_share_to_validate_on(
+    script: ModuleType, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    trainer = script.TransferableVisualPromptTrainer
+
+    def spy(**kwargs: Any) -> Any:
+        seen.update(kwargs)
+        return trainer(**kwargs)
+
+    monkeypatch.setattr(script, "TransferableVisualPromptTrainer", spy)
+    script.main(flags(settings(files, tmp_path / "run", eval_share=0.25)))
+    train, evaluation = ({image["bytes"] for image in seen[part]["img"]} for part in ("train_dataset", "eval_dataset"))
+    assert (len(seen["train_dataset"]), len(seen["eval_dataset"])) == (12, 4)
+    assert not train & evaluation
+
+
 def test_streaming(script: ModuleType, files: Path, tmp_path: Path) -> None:
     script.main([*flags(settings(files, tmp_path / "run")), "--streaming"])
     assert state(tmp_path / "run")["global_step"] == 2 and learned(tmp_path / "run").any()
