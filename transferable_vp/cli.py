@@ -25,6 +25,8 @@ def train(arguments: Sequence[str]) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measures a prompt on models, and writes the transfer report."""
+    import torch
+
     from .data import Task, load_data
     from .evaluation import transfer_report
     from .modeling import TransferableVisualPrompt
@@ -40,7 +42,8 @@ def evaluate(args: argparse.Namespace) -> None:
         raise ValueError(
             "There are no answers to choose from: the dataset has no class labels, so give `--candidates`."
         )
-    models = [Surrogate.from_pretrained(path, dtype=args.dtype).to(args.device) for path in args.model]
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    models = [Surrogate.from_pretrained(path, dtype=args.dtype).to(device) for path in args.model]
     report = transfer_report(
         models, dataset, task, [prompt], source=args.source, title=args.title or f"{args.dataset} ({args.split})",
         settings={"prompt": args.prompt, "models": args.model, "dtype": args.dtype}, batch_size=args.batch_size,
@@ -155,7 +158,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--candidates", nargs="+", help="answers to choose from (default: the class names)")
     sub.add_argument("--title", help="name of the task in the report")
     sub.add_argument("--dtype", default="auto", help="precision of the models (default: %(default)s)")
-    sub.add_argument("--device", default="cpu", help="where the models run, as cuda (default: %(default)s)")
+    sub.add_argument("--device", help="where the models run (default: cuda if there is one, else cpu)")
     sub.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: %(default)s)")
     sub.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
     sub.add_argument("--output_dir", default="runs/evaluate", help="where the report goes (default: %(default)s)")
