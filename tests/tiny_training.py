@@ -16,6 +16,7 @@ import torch
 from transferable_vp import (
     Evaluation,
     Surrogate,
+    Task,
     TaskSemantics,
     TransferableVisualPrompt,
     TransferableVisualPromptConfig,
@@ -95,3 +96,6 @@ def rig(monkeypatch: pytest.MonkeyPatch, **rounds: list[float]) -> None:
         return Evaluation(np.full(4, next(left[model.name])))
 
     monkeypatch.setattr(trainer_module, "evaluate", rigged)
+
+
+TASK = Task.infer(dataset(12))
