@@ -12,7 +12,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 from tiny_clip import build_clip
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin, SiglipConfig, SiglipModel
 
 from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig
 from transferable_vp.images import to_pil
@@ -295,3 +295,17 @@ class TestObjective:
         total = torch.stack([term.weight * value for term, value in zip(terms, values, strict=True)]).sum()
         (gradient,) = torch.autograd.grad(total, canvas)
         torch.testing.assert_close(gradient, parts[0] + 0.005 * parts[1] + 0.001 * parts[2], rtol=1e-4, atol=1e-7)
+
+
+def test_a_siglip_reads_a_caption_the_same_in_any_batch() -> None:
+    _, processor = build_clip()
+    processor.tokenizer.model_max_length = 12
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "vocab_size": len(processor.tokenizer), "max_position_embeddings": 12, "projection_size": 16}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 16}  # fmt: skip
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+    together = TaskSemantics(model, processor).text_features(["a cat", "a photo of a very large red square"])
+    alone = TaskSemantics(model, processor).text_features(["a cat"])
+    torch.testing.assert_close(together[0], alone[0])

@@ -132,7 +132,9 @@ class TaskSemantics:
         """float32 `(batch, width)`; every distinct caption is encoded once."""
         new = sorted(set(captions) - set(self._text_features))
         if new:
-            tokens = self.processor.tokenizer(new, padding=True, truncation=True, return_tensors="pt")
+            # SigLIP reads its padding, and was trained on texts padded to the full length.
+            padding = "max_length" if self.model.config.model_type.startswith("siglip") else True
+            tokens = self.processor.tokenizer(new, padding=padding, truncation=True, return_tensors="pt")
             features = _pooled(self.model.get_text_features(**tokens.to(self.model.device))).float()
             self._text_features |= dict(zip(new, features, strict=True))
         return torch.stack([self._text_features[caption] for caption in captions])
