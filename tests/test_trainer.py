@@ -30,6 +30,7 @@ from tiny_training import (
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from transferable_vp import (
+    Evaluation,
     Objective,
     Step,
     Surrogate,
@@ -38,6 +39,7 @@ from transferable_vp import (
     TransferableVisualPromptTrainer,
     evaluate,
 )
+from transferable_vp import trainer as trainer_module
 from transferable_vp.surrogate import answer_loss
 
 
@@ -526,6 +528,26 @@ class TestEvaluation:
         metrics = make_trainer(tmp_path, eval_dataset=dataset(4), targets=[twin]).evaluate()
         assert metrics["eval_llava_accuracy"] == metrics["eval_accuracy"] == 0.25
         assert metrics["eval_llava_2_accuracy"] == 0.75
+
+    def test_every_process_measures_its_share(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trainer = make_trainer(tmp_path, eval_dataset=dataset(5))
+        shards: list[tuple[int, int]] = []
+
+        def measured(*args: Any, shard: tuple[int, int] = (0, 1), **kwargs: Any) -> Evaluation:
+            shards.append(shard)
+            return Evaluation(np.ones(2))
+
+        def reduce(sums: torch.Tensor, reduction: str) -> torch.Tensor:
+            assert reduction == "sum"
+            # The other process had three rows, all wrong.
+            return sums + torch.tensor([0.0, 3.0])
+
+        monkeypatch.setattr(trainer_module, "evaluate", measured)
+        monkeypatch.setattr(type(trainer.args), "process_index", property(lambda self: 1))
+        monkeypatch.setattr(type(trainer.args), "world_size", property(lambda self: 2))
+        monkeypatch.setattr(trainer.accelerator, "reduce", reduce)
+        assert trainer.evaluate()["eval_accuracy"] == pytest.approx(0.4)
+        assert shards == [(1, 2)]
 
     def test_without_data(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="There is no `eval_dataset` to evaluate on"):

@@ -246,7 +246,16 @@ class TestFullDisk:
         else:
             from transformers import TrainerState
 
-            monkeypatch.setattr(TrainerState, "save_to_json", at_second(TrainerState.save_to_json, no_space))
+            original, calls = TrainerState.save_to_json, [0]
+
+            def half_written(self: TrainerState, json_path: str) -> None:
+                calls[0] += 1
+                original(self, json_path)
+                if calls[0] > 1:
+                    os.truncate(json_path, 20)
+                    no_space()
+
+            monkeypatch.setattr(TrainerState, "save_to_json", half_written)
 
     @pytest.mark.parametrize("stage", ["prompt", "optimizer", "state"])
     def test_leaves_the_checkpoint_before_and_no_half_one(
