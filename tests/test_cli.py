@@ -49,7 +49,7 @@ def test_help_names_every_command(capsys) -> None:
     assert all(f"\n    {command}" in shown for command in ("train", "evaluate", "apply", "demo", "env"))
 
 
-def test_the_command_starts_without_importing_torch_for_its_help() -> None:
+def test_help_needs_no_import_of_the_trainer() -> None:
     code = "import sys; from transferable_vp.cli import make_parser; make_parser(); print('transformers.trainer' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -68,8 +68,9 @@ class Surrogate:
 
     Args:
         model (`PreTrainedModel`):
-            Any model of `AutoModelForImageTextToText`, in any precision; also quantised, PEFT-wrapped or sharded by
-            `device_map`. It is put in evaluation mode and its parameters are frozen, in place.
+            Any model of `AutoModelForImageTextToText`, also in half precision or PEFT-wrapped. Quantised models and
+            those sharded by `device_map` are not tested yet. It is put in evaluation mode and its parameters are
+            frozen, in place.
         processor (`ProcessorMixin`): The model's own processor. It is not changed.
         name (`str`, *optional*): Name in logs and reports. Defaults to the last part of the model's path.
         prompt_template (`str`, *optional*):
@@ -208,7 +209,7 @@ class Surrogate:
         """
         texts = [self.text(question) for question in questions]
         bos = self.processor.tokenizer.bos_token
-        # A chat template that writes the beginning token itself must not get a second one (transformers#30962).
+        # A chat template that writes the beginning token itself must not get a second one.
         own_bos = bos is not None and texts[0].startswith(bos)
         kwargs = {"text": texts, "padding": True, "return_tensors": "pt"} | (
             {"add_special_tokens": False} if own_bos else {}

@@ -80,9 +80,9 @@ def tower_of(model: PreTrainedModel) -> nn.Module:
 
 
 class Reading(nn.Module):
-    """The linear reading of object and colour from a tower's tokens, each in its place, and its loss.
+    """The linear reading of object and colour from a tower's tokens, and its loss.
 
-    Reading a mean over tokens instead reaches in 400 steps an object loss of 3.0, this one 1.8.
+    Each token is read in its place: a mean over them hides where a stroke is, and characters are learned far later.
     """
 
     def __init__(self) -> None:
