@@ -1,6 +1,6 @@
 # `make help` lists the targets. Everything runs in .venv, which the first target that needs it makes.
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow demo style quality compat zoo clean
+.PHONY: help install test test-slow support demo style quality compat zoo clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,10 @@ test: $(READY) ## run the tests (not the slow ones)
 
 test-slow: $(READY) ## run the slow tests
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+support: $(READY) ## ask every model type of transformers what works, and write the tables
+	$(PYTEST) $(WORKERS) -m "slow or not slow" tests/conformance --write_support transferable_vp/supported_models.json
+	$(VENV)/bin/python docs/make_supported_models.py
 
 demo: $(READY) ## learn a prompt on one tiny model and show what it does for the others
 	$(VENV)/bin/transferable-vp demo

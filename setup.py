@@ -30,7 +30,15 @@ INSTALL_REQUIRES = [
 ]
 
 DEMO = ["matplotlib>=3.10.0", "scikit-learn>=1.6.0"]
-TEST = ["pytest>=8.4.0", "pytest-xdist>=3.7.0", "setuptools", "tensorboard>=2.21.0", *DEMO]
+TEST = [
+    "pytest>=8.4.0",
+    "pytest-xdist>=3.7.0",
+    "setuptools",
+    "tensorboard>=2.21.0",
+    "timm>=1.0.20",
+    "torchao>=0.16.0",
+    *DEMO,
+]
 # A formatter's next release may want other line breaks, so ruff moves by a commit of ours and not by itself.
 QUALITY = ["mypy>=2.4.0", "pre-commit>=4.5.0", "ruff>=0.17.5,<0.18", "types-PyYAML"]
 DOCS = ["matplotlib>=3.10.0"]
@@ -100,7 +108,15 @@ setup(
     keywords="visual prompting, multimodal, vision-language models, transfer, transformers, deep learning, pytorch",
     packages=find_packages(include=["transferable_vp", "transferable_vp.*"]),
     package_data={
-        "transferable_vp": ["py.typed", "*.md", "*.jinja", "metrics/**/*.json", "metrics/**/*.md", "metrics/**/*.py"]
+        "transferable_vp": [
+            "py.typed",
+            "*.json",
+            "*.md",
+            "*.jinja",
+            "metrics/**/*.json",
+            "metrics/**/*.md",
+            "metrics/**/*.py",
+        ]
     },
     include_package_data=False,
     cmdclass={"build_py": BuildPy},

@@ -62,6 +62,7 @@ class ScriptArguments:
     prompt: str | None = field(default=None, metadata={"help": "A prompt to start from: folder or Hub id."})
     canvas_size: int = field(default=224, metadata={"help": "Height and width of the canvas in pixels."})
     border_size: int = field(default=30, metadata={"help": "Width of the learned border in pixels."})
+    canvas: str = field(default="fixed", metadata={"help": "fixed, or native: the border goes around the image."})
     layout: str = field(default="border", metadata={"help": "border, overlay or both."})
     fit: str = field(default="crop", metadata={"help": "crop, contain or stretch."})
     value_range: str = field(default="displayable", metadata={"help": "displayable or unbounded (the paper's)."})
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     if script.prompt is not None:
         prompt = TransferableVisualPrompt.from_pretrained(script.prompt)
     else:
-        geometry = ("canvas_size", "border_size", "layout", "fit", "value_range")
+        geometry = ("canvas_size", "border_size", "canvas", "layout", "fit", "value_range")
         config = TransferableVisualPromptConfig(**{name: getattr(script, name) for name in geometry})
         prompt = TransferableVisualPrompt(config)
 

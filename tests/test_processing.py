@@ -546,7 +546,7 @@ class TestReplacing:
     def test_more_images_than_canvases(self, processor: ProcessorMixin, canvases: list[torch.Tensor]) -> None:
         attached = attach(None, processor, differentiable=True)
         with (
-            pytest.raises(RuntimeError, match="given more images than the 1 canvas"),
+            pytest.raises(RuntimeError, match="looks at more images than the 1 it was given"),
             attached.image_processor.replacing(canvases[:1]),
         ):
             tiny.question_inputs(attached, [to_pil(canvas) for canvas in canvases])

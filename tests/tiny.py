@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
     BatchFeature,
@@ -58,6 +59,8 @@ from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptCo
 # SmolVLM's processor will not be made without num2words, which it needs for videos only.
 processing_smolvlm.num2words = processing_smolvlm.num2words or str
 
+Builder = Callable[[], tuple[PreTrainedModel, ProcessorMixin]]
+
 WIDTH = 32
 HEADS = 4
 LAYERS = 2
@@ -94,6 +97,18 @@ def byte_level_tokenizer(special: list[str], begin: str | None, **named: str) ->
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1], eos_token=special[2], **extra
     )
+
+
+def word_piece_tokenizer(*added: str) -> PreTrainedTokenizerFast:
+    """BERT's: a text becomes `[CLS] text [SEP]`, and no token is called its end. `added` come last, as in BLIP."""
+    words = " ".join(SENTENCES).lower()
+    letters = sorted({*words, *".,:?!"} - {" "})
+    # Written down, as a trainer of word pieces gives another vocabulary in every process. Long words are in pieces.
+    short = sorted(set(re.findall(r"\b[a-z]{2,5}\b", words)))
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *short]
+    bert = BertTokenizerFast(vocab={token: index for index, token in enumerate(vocab)})
+    bert.add_tokens(list(added), special_tokens=True)
+    return bert
 
 
 def text_config(model_type: str, tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
@@ -233,13 +248,7 @@ def build_blip_2() -> tuple[PreTrainedModel, ProcessorMixin]:
 def build_instructblip() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As BLIP-2, with a Q-Former that reads the question through a tokenizer of its own."""
     tokenizer = byte_level_tokenizer(["<pad>", "<s>", "</s>", "<image>"], begin="</s>")
-    word_piece = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    word_piece.normalizer = normalizers.BertNormalizer(lowercase=True)
-    word_piece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
-    word_piece.train_from_iterator(SENTENCES, trainer)
-    qformer_tokenizer = BertTokenizerFast(vocab=word_piece.get_vocab())
+    qformer_tokenizer = word_piece_tokenizer()
     processor = InstructBlipProcessor(
         BlipImageProcessor(size=SIZE), tokenizer, qformer_tokenizer, num_query_tokens=QUERIES
     )
@@ -288,7 +297,7 @@ def build_gemma3() -> tuple[PreTrainedModel, ProcessorMixin]:
     return Gemma3ForConditionalGeneration(config), processor
 
 
-FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
+FAMILIES: dict[str, Builder] = {
     "llava": build_llava,
     "qwen2_vl": build_qwen2_vl,
     "idefics3": build_idefics3,
@@ -302,11 +311,11 @@ FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
 TEMPLATED = [name for name in FAMILIES if name not in ("blip-2", "instructblip")]
 
 
-def build(name: str, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
+def build(name: str, families: dict[str, Builder] = FAMILIES, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A model of the family `name` in evaluation mode, the same weights every time, and its processor."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, processor = FAMILIES[name]()
+        model, processor = families[name]()
         initialise(model)
     return model.eval(), processor
 

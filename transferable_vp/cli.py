@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image
@@ -100,8 +102,9 @@ def apply(args: argparse.Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         assert isinstance(prompted, Image.Image)
         prompted.save(target)
-    print(f"{len(jobs) - len(failed)} prompted images of {prompt.config.canvas_size} x {prompt.config.canvas_size} "
-          f"pixels in {output}" + "".join(f"\nskipped {line}" for line in failed))  # fmt: skip
+    size = f" of {prompt.config.canvas_size} x {prompt.config.canvas_size} pixels"
+    print(f"{len(jobs) - len(failed)} prompted images{size if prompt.config.canvas == 'fixed' else ''} "
+          f"in {output}" + "".join(f"\nskipped {line}" for line in failed))  # fmt: skip
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -118,6 +121,40 @@ def demo(args: argparse.Namespace) -> None:
     # Everything the demo reads is here; a library that looks for the Hub would only wait for it.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     run_demo(args.output_dir, args.source, args.seeds, args.quick)
+
+
+def support(args: argparse.Namespace) -> int:
+    """Says which models a prompt can be learned on, or what works with one model."""
+    from .support import probe, supported_models
+    from .surrogate import Surrogate
+
+    if args.model is None:
+        found = supported_models()
+        counts = Counter(row["status"] for row in found["models"])
+        width = max(len(row["model_type"]) for row in found["models"])
+        for row in found["models"]:
+            print(f"{row['model_type']:<{width}}  {row['status']:<11}  {row['reason']}".rstrip())
+        print(f"\n{counts['supported']} of {len(found['models'])} types are supported, {counts['unsupported']} are not, "
+              f"{counts['untested']} are untested (conformance suite, transformers {found['transformers']})")  # fmt: skip
+        failed = False
+    else:
+        surrogate = Surrogate.from_pretrained(args.model, dtype=args.dtype)
+        findings = probe(surrogate)
+        for finding in findings:
+            print(f"{'works' if finding.works else 'FAILS'}  {finding.what:<14}  {finding.detail}")
+        failed = not all(finding.works for finding in findings)
+        status, reason = "supported", "one step with a noisy prompt"
+        if failed:
+            status, reason = "unsupported", "; ".join(f"{f.what}: {f.detail}" for f in findings if not f.works)
+        checks = {f.what: "passed" if f.works else "failed" for f in findings}
+        row = {"model": args.model, "model_type": surrogate.config.model_type, "status": status, "reason": reason,
+               "checks": checks}  # fmt: skip
+        found = {"transformers": version("transformers"), "models": [row]}
+    if args.json:
+        path = Path(args.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return int(failed)
 
 
 def env(args: argparse.Namespace) -> None:
@@ -180,6 +217,13 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--quick", action="store_true", help="few steps and images: only to see that it runs")
     sub.set_defaults(function=demo)
 
+    sub = commands.add_parser("support", help="which models a prompt can be learned on", description=support.__doc__,
+                              epilog="example: transferable-vp support llava-hf/llava-1.5-7b-hf")  # fmt: skip
+    sub.add_argument("model", nargs="?", help="folder or Hub id of a model to probe (default: the table of all types)")
+    sub.add_argument("--dtype", default="auto", help="precision of the model (default: %(default)s)")
+    sub.add_argument("--json", metavar="PATH", help="also write the result there")
+    sub.set_defaults(function=support)
+
     sub = commands.add_parser("env", help="print versions, for bug reports", description=env.__doc__)
     sub.add_argument("--json", action="store_true", help="as JSON")
     sub.set_defaults(function=env)
@@ -194,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             train(argv[1:])
         else:
             args = make_parser().parse_args(argv)
-            args.function(args)
+            return args.function(args) or 0
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("TRANSFERABLE_VP_TRACEBACK"):
             raise

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from transformers import PretrainedConfig
 
 
+Canvas = Literal["fixed", "native"]
 Fit = Literal["crop", "contain", "stretch"]
 Layout = Literal["border", "overlay", "both"]
 ValueRange = Literal["displayable", "unbounded"]
@@ -23,7 +24,8 @@ class TransferableVisualPromptConfig(PretrainedConfig):
 
     Args:
         canvas_size (`int`, *optional*, defaults to 224):
-            Height and width, in pixels, of the square RGB image that every model is given.
+            Height and width, in pixels, of the square RGB image that every model is given; with `canvas="native"`, of
+            the square that the prompt is learned on.
         border_size (`int`, *optional*, defaults to 30):
             Width in pixels of the learned frame. Ignored by `layout="overlay"`, which has none.
         content_size (`int`, *optional*):
@@ -31,6 +33,10 @@ class TransferableVisualPromptConfig(PretrainedConfig):
         fit (`str`, *optional*, defaults to `"crop"`):
             How an image that is not square fills the content: `"crop"` (resize the shorter side, cut the centre: the
             paper), `"contain"` (resize the longer side, black bars) or `"stretch"`.
+        canvas (`str`, *optional*, defaults to `"fixed"`):
+            `"fixed"` makes every image a square of `canvas_size` (the paper). `"native"` leaves the image every pixel
+            it has and puts the prompt around it, scaled to its height and width, so that models of dynamic resolution
+            see it at its own; `fit` is not used then. A canvas stops growing at 4096 pixels: there the image shrinks.
         layout (`str`, *optional*, defaults to `"border"`):
             Where pixels are learned: `"border"` (the paper), `"overlay"` (added to the image, within `epsilon`), or
             `"both"`.
@@ -64,6 +70,7 @@ class TransferableVisualPromptConfig(PretrainedConfig):
         border_size: int = 30,
         content_size: int | None = None,
         fit: Fit = "crop",
+        canvas: Canvas = "fixed",
         layout: Layout = "border",
         epsilon: float = 16 / 255,
         value_range: ValueRange = "displayable",
@@ -72,6 +79,7 @@ class TransferableVisualPromptConfig(PretrainedConfig):
     ) -> None:
         for name, value, choices in (
             ("fit", fit, get_args(Fit)),
+            ("canvas", canvas, get_args(Canvas)),
             ("layout", layout, get_args(Layout)),
             ("value_range", value_range, get_args(ValueRange)),
         ):
@@ -104,6 +112,7 @@ class TransferableVisualPromptConfig(PretrainedConfig):
         self.border_size = border_size
         self.content_size = room if content_size is None else content_size
         self.fit = fit
+        self.canvas = canvas
         self.layout = layout
         self.epsilon = epsilon
         self.value_range = value_range

@@ -116,6 +116,11 @@ def fit_image(image: torch.Tensor, size: int, fit: Fit) -> torch.Tensor:
     return image
 
 
+def resample(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resizes `(channels, h, w)`: bilinear, antialiased, so that no value leaves the range of those it is made of."""
+    return TF.resize(image, [height, width], TF.InterpolationMode.BILINEAR, antialias=True)
+
+
 def quantize(canvas: torch.Tensor) -> torch.Tensor:
     """Rounds values in [0, 1] to 8 bits, clamping what no image can show: uint8 in 0..255, same shape."""
     return canvas.clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -44,6 +44,7 @@ def write_model_card(trainer: TransferableVisualPromptTrainer, path: Path) -> No
         title = f"{metric.capitalize()} on the validation data, as last measured:"
         measured = "\n".join([title, "", f"| model | {metric} |", "|---|---|", *rows])
     border = f"a border of {config.border_size} pixels" if config.layout != "overlay" else "an overlay"
+    scaled = ", scaled to the size of every image" if config.canvas == "native" else ""
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     text = f"""---
 {data.to_yaml()}
@@ -51,7 +52,7 @@ def write_model_card(trainer: TransferableVisualPromptTrainer, path: Path) -> No
 
 # A transferable visual prompt
 
-{border.capitalize()} on a canvas of {config.canvas_size} x {config.canvas_size} pixels, learned on {names}.
+{border.capitalize()} on a canvas of {config.canvas_size} x {config.canvas_size} pixels{scaled}, learned on {names}.
 One image prompt, meant to help vision-language models that it was not learned on as well
 ([paper](https://arxiv.org/abs/2404.11207)).
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from .configuration import TransferableVisualPromptConfig, ValueRange
-from .images import ImageLike, fit_image, quantize, to_images, to_pil
+from .configuration import MAX_CANVAS_SIZE, TransferableVisualPromptConfig, ValueRange
+from .images import ImageLike, fit_image, quantize, resample, to_images, to_pil
 
 
 ProcessorType = TypeVar("ProcessorType")
@@ -116,7 +116,9 @@ class TransferableVisualPrompt(PreTrainedModel):
         start = (self.config.canvas_size - self.config.content_size) // 2
         return start, start + self.config.content_size
 
-    def forward(self, images: ImageLike | Sequence[ImageLike] | torch.Tensor, prompted: bool = True) -> torch.Tensor:
+    def forward(
+        self, images: ImageLike | Sequence[ImageLike] | torch.Tensor, prompted: bool = True
+    ) -> torch.Tensor | list[torch.Tensor]:
         r"""
         Composes images and prompt.
 
@@ -131,19 +133,56 @@ class TransferableVisualPrompt(PreTrainedModel):
 
         Returns:
             `torch.Tensor`: float32 canvas `(batch, 3, canvas_size, canvas_size)` on the prompt's device, in [0, 1]
-            (whatever the prompt says with `value_range="unbounded"`), with a graph back to `delta`.
+            (whatever the prompt says with `value_range="unbounded"`), with a graph back to `delta`. With
+            `canvas="native"` a `list` of them instead, one `(3, height, width)` for every image.
 
         Raises:
             ValueError: If an image has no pixels, a shape or dtype that no image has, or floats outside [0, 1].
         """
+        pictures = to_images(images, self.delta.device)
+        if self.config.canvas == "native":
+            return [self._around(picture, prompted) for picture in pictures]
         size, (start, stop) = self.config.content_size, self._content_span()
-        fitted = [fit_image(image, size, self.config.fit) for image in to_images(images, self.delta.device)]
+        fitted = [fit_image(picture, size, self.config.fit) for picture in pictures]
         canvas = torch.zeros(len(fitted), *self.delta.shape, device=self.delta.device)
         canvas[:, :, start:stop, start:stop] = torch.stack(fitted)
+        return self._shown(canvas + self.delta) if prompted else canvas
+
+    def _shown(self, canvas: torch.Tensor) -> torch.Tensor:
+        return canvas if self.config.value_range == "unbounded" else _StraightThroughClamp.apply(canvas)
+
+    def _around(self, picture: torch.Tensor, prompted: bool) -> torch.Tensor:
+        """The native canvas of one picture `(3, h, w)`: its own pixels, in margins that keep its proportions."""
+        content, (start, stop) = self.config.content_size, self._content_span()
+        longest = MAX_CANVAS_SIZE * content // self.config.canvas_size
+        if max(picture.shape[-2:]) > longest:
+            scale = longest / max(picture.shape[-2:])
+            picture = resample(picture, *(max(1, int(side * scale)) for side in picture.shape[-2:]))
+        height, width = picture.shape[-2:]
+        gap = start - self.config.border_size
+        # At least a pixel of frame, however small the picture.
+        frame = [max(self.config.border_size > 0, round(side * self.config.border_size / content))
+                 for side in (height, width)]  # fmt: skip
+        top, left = (f + round(side * gap / content) for f, side in zip(frame, (height, width), strict=True))
+        canvas = torch.zeros(3, height + 2 * top, width + 2 * left, device=self.delta.device)
+        inner = (slice(None), slice(top, top + height), slice(left, left + width))
+        canvas[inner] = picture
         if not prompted:
             return canvas
-        canvas = canvas + self.delta
-        return canvas if self.config.value_range == "unbounded" else _StraightThroughClamp.apply(canvas)
+        learned = torch.zeros_like(canvas)
+        if self.config.layout != "overlay":
+            mask = self.border_mask.float()
+            scaled = resample(torch.cat([self.delta * mask, mask]), *canvas.shape[-2:])
+            # Divided by how much of each pixel is frame, or the frame's inner edge would fade into what is not.
+            border = scaled[:3] / scaled[3:].clamp_min(1e-6)
+            outside = torch.ones_like(canvas[:1], dtype=torch.bool)
+            outside[:, frame[0] : canvas.shape[1] - frame[0], frame[1] : canvas.shape[2] - frame[1]] = False
+            learned = torch.where(outside, border, learned)
+        if self.config.layout != "border":
+            overlay = torch.zeros_like(canvas)
+            overlay[inner] = resample(self.delta[:, start:stop, start:stop], height, width)
+            learned = learned + overlay
+        return self._shown(canvas + learned)
 
     @torch.no_grad()
     def project_(self) -> TransferableVisualPrompt:
@@ -208,7 +247,8 @@ class TransferableVisualPrompt(PreTrainedModel):
         return attach(self, processor, differentiable=differentiable)
 
     def to_image(self) -> Image.Image:
-        """The learned border as an RGBA image, transparent where the content goes, that any program can paste.
+        """The learned border as an RGBA image, transparent where the content goes, that any program can paste; for
+        `canvas="native"`, stretched to 1 + 2 x border / content of the picture's height and width.
 
         Raises:
             ValueError: If the prompt holds anything but a displayable border, which no image can carry.

@@ -21,7 +21,8 @@ class Step:
     Everything an objective can look at in one training step.
 
     Attributes:
-        canvas (`torch.Tensor`): float32 `(batch, 3, S, S)` in [0, 1], the prompted images, with a graph to `delta`.
+        canvas (`torch.Tensor`): float32 `(batch, 3, S, S)` in [0, 1], the prompted images, with a graph to `delta`;
+            with `canvas="native"` a list of `(3, height, width)`.
         questions, answers, captions (`Sequence[str]`): One per image.
         outputs (`list[SurrogateOutput]`): One per surrogate, all of this canvas.
         clean_features (`list[torch.Tensor]`): One per surrogate, the image features of the same images in a black
@@ -29,7 +30,7 @@ class Step:
         unbounded (`bool`): Whether the prompt's values are those of the paper, which no image can carry.
     """
 
-    canvas: torch.Tensor
+    canvas: torch.Tensor | Sequence[torch.Tensor]
     questions: Sequence[str]
     answers: Sequence[str]
     captions: Sequence[str]
@@ -64,7 +65,7 @@ class Objective(NamedTuple):
 
 def task_loss(step: Step) -> torch.Tensor:
     """Cross-entropy of the right answers, a mean over answer tokens and over surrogates (TVP, eq. 1)."""
-    return torch.stack([answer_loss(output).to(step.canvas.device) for output in step.outputs]).mean()
+    return torch.stack([answer_loss(output).to(step.canvas[0].device) for output in step.outputs]).mean()
 
 
 class FeatureConsistency:
@@ -84,7 +85,7 @@ class FeatureConsistency:
                     f"A surrogate made {output.features.shape[0]} image tokens of the prompted images and "
                     f"{clean.shape[0]} of the clean ones; they cannot be compared."
                 )
-            distances.append((output.features - clean).norm(dim=-1).mean().to(step.canvas.device))
+            distances.append((output.features - clean).norm(dim=-1).mean().to(step.canvas[0].device))
         return torch.stack(distances).mean()
 
 
@@ -125,7 +126,7 @@ class TaskSemantics:
         text = F.normalize(self.text_features(step.captions), dim=-1)
         # The paper's code keeps the temperature within [1, 100].
         scale = self.model.logit_scale.float().clamp(0, 4.6052).exp()
-        return -(scale * (image * text).sum(-1)).mean().to(step.canvas.device)
+        return -(scale * (image * text).sum(-1)).mean().to(step.canvas[0].device)
 
     @torch.no_grad()
     def text_features(self, captions: Sequence[str]) -> torch.Tensor:

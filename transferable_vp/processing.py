@@ -45,13 +45,17 @@ class AttachedImageProcessor:
         visual_prompt ([`TransferableVisualPrompt`] or `None`):
             The prompt, or `None` where canvases are given from outside by [`~AttachedImageProcessor.replacing`].
         is_differentiable (`bool`): Whether pixel values carry a gradient.
+        smooth_processor (`BaseImageProcessor` or `None`):
+            An image processor that takes the same steps with a gradient, where this one passes none.
     """
 
     # On the class, not on the instance: `to_dict` serialises whatever stands in an instance's `__dict__`.
     visual_prompt: TransferableVisualPrompt | None
     is_differentiable: bool
+    smooth_processor: BaseImageProcessor | None
     _canvases: list[torch.Tensor] | None = None
     _unbounded = False
+    _used = 0
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prompts `images` (any nesting that the processor takes), then processes them as the original would."""
@@ -67,15 +71,26 @@ class AttachedImageProcessor:
                 )
             canvases, images = self._compose(images)
             unbounded = self.visual_prompt.config.value_range == "unbounded"
+        else:
+            # Idefics' processor comes here once for every row.
+            count = len(_leaves(images))
+            canvases = canvases[self._used : self._used + count]
+            self._used = (self._used + count) % len(self._canvases)  # type: ignore[arg-type]
+        differentiable = self.smooth_processor.preprocess if self.smooth_processor else original
         if unbounded:
             # No 8-bit image can carry these values, so there is no deployed path to be equal to.
-            return original(_substitute(canvases, images), *args, **kwargs)
+            return differentiable(_substitute(canvases, images), *args, **kwargs)
         deployed = original(images, *args, **kwargs)
         if not (self.is_differentiable and torch.is_grad_enabled() and any(c.requires_grad for c in canvases)):
             return deployed
-        smooth = original(_substitute(canvases, images), *args, **kwargs)
+        smooth = differentiable(_substitute(canvases, images), *args, **kwargs)
+        if isinstance(smooth, torch.Tensor):
+            # Idefics' image processor gives bare pixel values.
+            return _graft("pixel_values", deployed, smooth)
         for key, value in smooth.items():
-            deployed[key] = _graft(key, deployed[key], value)
+            # Another class may call its pixel values otherwise.
+            own = key if key in deployed else next(iter(deployed))
+            deployed[own] = _graft(own, deployed[own], value)
         return deployed
 
     def _compose(self, images: Any) -> tuple[list[torch.Tensor], Any]:
@@ -97,27 +112,35 @@ class AttachedImageProcessor:
             canvases (`list[torch.Tensor]`): float32 `(3, S, S)` in [0, 1], whose gradient the pixel values carry.
             unbounded (`bool`, *optional*, defaults to `False`): Whether to use the canvases' float values as they are.
         """
-        self._canvases, self._unbounded = canvases, unbounded
+        self._canvases, self._unbounded, self._used = canvases, unbounded, 0
         try:
             yield
+            if self._used:
+                raise RuntimeError(
+                    f"The processor was given fewer images than the {len(canvases)} canvases they stand for."
+                )
         finally:
-            del self._canvases, self._unbounded
+            del self._canvases, self._unbounded, self._used
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time, so pickle (worker processes) and copy make it again from its parts.
         base = type(self).__mro__[2]
         plain: Any = object.__new__(base)
         plain.__dict__.update(self.__dict__)
-        return _mix_in, (plain, self.visual_prompt, self.is_differentiable)
+        return _mix_in, (plain, self.visual_prompt, self.is_differentiable, self.smooth_processor)
 
 
 def _mix_in(
-    image_processor: BaseImageProcessor, prompt: TransferableVisualPrompt | None, differentiable: bool
+    image_processor: BaseImageProcessor,
+    prompt: TransferableVisualPrompt | None,
+    differentiable: bool,
+    smooth: BaseImageProcessor | None,
 ) -> BaseImageProcessor:
     base = type(image_processor)
     attributes = {
         "visual_prompt": prompt,
         "is_differentiable": differentiable,
+        "smooth_processor": smooth,
         "__module__": base.__module__,
         "__doc__": base.__doc__,
     }
@@ -126,8 +149,14 @@ def _mix_in(
     return attached
 
 
-def attach(prompt: TransferableVisualPrompt | None, processor: Any, differentiable: bool = False) -> Any:
-    """The work of [`~TransferableVisualPrompt.attach`]; with `prompt=None` only the gradient path is added."""
+def attach(
+    prompt: TransferableVisualPrompt | None,
+    processor: Any,
+    differentiable: bool = False,
+    smooth: BaseImageProcessor | None = None,
+) -> Any:
+    """The work of [`~TransferableVisualPrompt.attach`]; with `prompt=None` only the gradient path is added, if need be
+    that of `smooth`, an image processor that takes the same steps."""
     image_processor = getattr(processor, "image_processor", processor)
     if not isinstance(image_processor, BaseImageProcessor):
         raise TypeError(
@@ -138,7 +167,7 @@ def attach(prompt: TransferableVisualPrompt | None, processor: Any, differentiab
         raise TypeError(
             f"This {type(processor).__name__} already has a visual prompt attached: attach to the original processor."
         )
-    backend = getattr(image_processor, "backend", "unknown")
+    backend = getattr(smooth or image_processor, "backend", "PIL")
     needs_floats = differentiable or (prompt is not None and prompt.config.value_range == "unbounded")
     if needs_floats and backend != "torchvision":
         raise TypeError(
@@ -146,7 +175,7 @@ def attach(prompt: TransferableVisualPrompt | None, processor: Any, differentiab
             "pixels: load the processor with the torchvision backend, or choose another model to train on. (A "
             "displayable prompt can still be applied to this model.)"
         )
-    attached = _mix_in(image_processor, prompt, differentiable)
+    attached = _mix_in(image_processor, prompt, differentiable, smooth)
     if processor is image_processor:
         return attached
     if not isinstance(processor, ProcessorMixin):
@@ -172,14 +201,18 @@ def _substitute(canvases: list[torch.Tensor], images: Any) -> Any:
         canvas = next(floats, None)
         if canvas is None:
             raise RuntimeError(
-                f"The processor was given more images than the {len(canvases)} canvases they stand for."
+                f"The processor looks at more images than the {len(canvases)} it was given, so it does not ask one question "
+                "of each: no gradient can be passed through it."
             )
         return canvas * 255
 
-    images = map_images(substitute, images)
-    if next(floats, None) is not None:
-        raise RuntimeError(f"The processor was given fewer images than the {len(canvases)} canvases they stand for.")
-    return images
+    return map_images(substitute, images)
+
+
+def _leaves(images: Any) -> list[Any]:
+    found: list[Any] = []
+    map_images(found.append, images)
+    return found
 
 
 def _graft(key: str, deployed: Any, smooth: Any) -> Any:

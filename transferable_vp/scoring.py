@@ -16,7 +16,7 @@ def score_candidates(
     images: Sequence[Image.Image],
     questions: Sequence[str],
     candidates: Sequence[Sequence[str]],
-    canvas: torch.Tensor | None = None,
+    canvas: torch.Tensor | Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     r"""
     Log-likelihood of every candidate answer, as a mean over its own tokens without end token (the paper's ranking).
@@ -55,7 +55,7 @@ def score_candidates(
             [images[i] for i in index],
             [questions[i] for i in index],
             answers,
-            None if canvas is None else canvas[index],
+            None if canvas is None else [canvas[i] for i in index],
         )
         for (row, column, _), (log_probabilities, tokens) in zip(part, rows, strict=True):
             scores[row][column] = log_probabilities.gather(1, tokens[:, None]).mean()
@@ -67,7 +67,7 @@ def _log_probabilities(
     images: Sequence[Image.Image],
     questions: Sequence[str],
     answers: Sequence[str],
-    canvas: torch.Tensor | None,
+    canvas: torch.Tensor | Sequence[torch.Tensor] | None,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each row the log-probabilities `(length of the answer, vocabulary)` and the answer's ids, on the CPU."""
     inputs = surrogate.encode(images, questions, canvas, unbounded=canvas is not None)

@@ -3,45 +3,131 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BaseImageProcessor,
+    CLIPImageProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
+from .answers import append, with_decoder_inputs, without_end
+from .checkpointing import checkpoint_layers
+from .features import FeatureRecorder, FeaturesSeen, feature_parts, features_in, flatten_features
 from .images import to_pil
 from .processing import attach
 
 
 class Family(NamedTuple):
-    """What one family of models does differently from all the others, and why."""
+    r"""
+    What one family of models does differently from all the others, and why.
+
+    Attributes:
+        reason (`str`): Why the row is there.
+        places_image (`bool`): Whether the text needs no image placeholder, as the processor writes any by itself.
+        answer_token_type (`int`): Token type of an answer.
+        text_ends_line (`bool`): Whether the processor ends every text with a line break.
+        features_module (`str`, *optional*):
+            Module whose output the image features are, where they do not take the places of placeholders.
+        grows (`tuple[str, ...]`): Further inputs with an entry per text token; an answer repeats the last one.
+        processor_kwargs (`dict`, *optional*): Arguments that the processor needs.
+        flat_images (`bool`): Whether the processor wants one list of images and not one for every row.
+        reads_text (`bool`): Whether the processor takes a text at all.
+        begins_with_bos (`bool`): Whether the first token has to be replaced by the beginning token.
+        gradient_processor (`type`, *optional*): Image processor to take the gradient from, where the own has none.
+    """
 
     reason: str
     places_image: bool = False
     answer_token_type: int = 0
     text_ends_line: bool = False
+    features_module: str | None = None
+    grows: tuple[str, ...] = ()
+    processor_kwargs: dict[str, Any] | None = None
+    flat_images: bool = False
+    reads_text: bool = True
+    begins_with_bos: bool = False
+    gradient_processor: type[BaseImageProcessor] | None = None
 
 
 # The only place that knows families. A model that is not here is treated as most are.
 FAMILIES = {
+    "blip": Family(
+        "its image goes to the text decoder by cross attention, and the decoder begins with a token of its own, which "
+        "`generate` puts in the place of the tokenizer's first",
+        places_image=True,
+        begins_with_bos=True,
+    ),
     "blip-2": Family("its processor writes the image placeholders before the text by itself", places_image=True),
+    "cosmos3_edge": Family(
+        "its model needs the token types that its processor leaves out unless asked",
+        processor_kwargs={"return_mm_token_type_ids": True},
+    ),
+    "florence2": Family("its processor writes the image placeholders before the text by itself", places_image=True),
+    "fuyu": Family("its processor writes the image placeholders before the text by itself", places_image=True),
+    "git": Family(
+        "it has no placeholders: image features go before the text, by no call of `get_image_features`",
+        places_image=True,
+        features_module="visual_projection",
+    ),
+    "got_ocr2": Family(
+        "its processor takes an image per row only as the pages of a document",
+        processor_kwargs={"multi_page": True},
+    ),
+    "idefics": Family(
+        "its processor writes the placeholder where the image stands in one list of images and texts, and its text "
+        "looks at the image through a mask with a row per token",
+        places_image=True,
+        flat_images=True,
+        grows=("image_attention_mask",),
+    ),
     "instructblip": Family("its processor writes the image placeholders before the text by itself", places_image=True),
+    "kosmos-2": Family(
+        "its processor writes the image placeholders by itself, and a mask of where they are",
+        places_image=True,
+        grows=("image_embeds_position_mask",),
+    ),
+    "kosmos-2.5": Family(
+        "its processor writes the image placeholders by itself, and a mask of where they are",
+        places_image=True,
+        grows=("image_embeds_position_mask",),
+    ),
+    "mllama": Family(
+        "its text looks at the image by cross attention, through a mask with a row per token, and the features come "
+        "by no call of `get_image_features`",
+        features_module="multi_modal_projector",
+        grows=("cross_attention_mask",),
+    ),
     "paligemma": Family(
         "tokens of type 0 see each other in both directions, so an answer of type 0 leaks into the question; its "
         "processor ends every text with a line break",
         answer_token_type=1,
         text_ends_line=True,
     ),
+    "pix2struct": Family("its text has no placeholders: the image is all its encoder reads", places_image=True),
+    "pp_formulanet": Family(
+        "it reads formulas and no question: its processor takes images only",
+        places_image=True,
+        reads_text=False,
+        features_module="multi_modal_projector",
+    ),
+    "video_llava": Family(
+        "its image processor has no torchvision backend; CLIP's takes the same steps and passes their gradient",
+        gradient_processor=CLIPImageProcessor,
+    ),
+    "vision-encoder-decoder": Family(
+        "its text has no placeholders: the image is all its encoder reads", places_image=True
+    ),
 }
-
-# Inputs with one entry per text token, which grow when an answer is appended.
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 class SurrogateOutput(NamedTuple):
@@ -58,19 +144,14 @@ class SurrogateOutput(NamedTuple):
     features: torch.Tensor | None
 
 
-class _FeaturesSeen(Exception):
-    """Ends a forward pass that was run for its image features only."""
-
-
 class Surrogate:
     r"""
     A frozen vision-language model to learn a prompt on, or to evaluate one on.
 
     Args:
         model (`PreTrainedModel`):
-            Any model of `AutoModelForImageTextToText`, also in half precision or PEFT-wrapped. Quantised models and
-            those sharded by `device_map` are not tested yet. It is put in evaluation mode and its parameters are
-            frozen, in place.
+            Any model of `AutoModelForImageTextToText` that `transferable-vp support` lists, also in half precision,
+            PEFT-wrapped, compiled or quantised. It is put in evaluation mode and its parameters are frozen, in place.
         processor (`ProcessorMixin`): The model's own processor. It is not changed.
         name (`str`, *optional*): Name in logs and reports. Defaults to the last part of the model's path.
         prompt_template (`str`, *optional*):
@@ -93,6 +174,11 @@ class Surrogate:
     ) -> None:
         if prompt_template is not None and "{question}" not in prompt_template:
             raise ValueError(f"`prompt_template` is {prompt_template!r}; it must contain '{{question}}'.")
+        if not hasattr(processor, "image_processor"):
+            raise TypeError(
+                f"Got {type(processor).__name__} as the processor of a {model.config.model_type} model: it has no image "
+                "processor, and a visual prompt can only be put on images."
+            )
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.config = model.config
@@ -104,15 +190,14 @@ class Surrogate:
         self._answers: dict[tuple[str, bool, str], list[int]] = {}
         # Not `peft_config`: a model with an adapter loaded by transformers itself has one too, and is its own base.
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._parameters = inspect.signature(base.forward).parameters
+        self._recorder = FeatureRecorder(model, self.family.features_module)
         if gradient_checkpointing:
             self.enable_gradient_checkpointing()
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes every layer in the backward pass instead of keeping its activations."""
-        for layer in self.model.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                _checkpoint(layer)
+        checkpoint_layers(self.model)
 
     @classmethod
     def from_pretrained(cls, path: str, *, name: str | None = None, prompt_template: str | None = None,
@@ -134,10 +219,25 @@ class Surrogate:
         return self.model.device
 
     @property
+    def tokenizer(self) -> Any:
+        """`PreTrainedTokenizerBase`: The processor's."""
+        return self.processor.tokenizer
+
+    @property
+    def image_token_id(self) -> int | None:
+        """`int` or `None`: Id of the placeholder that stands for one image feature in the text."""
+        for name in ("image_token_id", "image_token_index"):
+            if isinstance(getattr(self.config, name, None), int):
+                return getattr(self.config, name)
+        return None
+
+    @property
     def differentiable_processor(self) -> ProcessorMixin:
         """`ProcessorMixin`: The processor that passes gradients. Raises `TypeError` where there can be none."""
         if self._differentiable is None:
-            self._differentiable = attach(None, self.processor, differentiable=True)
+            gradient = self.family.gradient_processor
+            smooth = gradient.from_dict(self.processor.image_processor.to_dict()) if gradient else None
+            self._differentiable = attach(None, self.processor, differentiable=True, smooth=smooth)
         return self._differentiable
 
     def to(self, device: torch.device | str) -> Surrogate:
@@ -151,9 +251,19 @@ class Surrogate:
         text = getattr(self.config, "text_config", self.config)
         return bool(getattr(self.config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False))
 
+    @property
+    def end_token_id(self) -> int | None:
+        """`int` or `None`: Id of the token that ends an answer. BERT's tokenizers name none; there it is the separator."""
+        eos = self.tokenizer.eos_token_id
+        return self.tokenizer.sep_token_id if eos is None else eos
+
+    @property
+    def _text_in_decoder(self) -> bool:
+        return self.is_encoder_decoder and "input_ids" not in self._parameters
+
     def forward(
         self,
-        canvas: torch.Tensor,
+        canvas: torch.Tensor | Sequence[torch.Tensor],
         questions: Sequence[str],
         answers: Sequence[str],
         unbounded: bool = False,
@@ -163,7 +273,8 @@ class Surrogate:
         One forward pass with a gradient to `canvas`. Pixel values are those of the 8-bit image, to the bit.
 
         Args:
-            canvas (`torch.Tensor`): float32 `(batch, 3, S, S)` in [0, 1], from a [`TransferableVisualPrompt`].
+            canvas (`torch.Tensor`): float32 `(batch, 3, S, S)` in [0, 1], or a list of `(3, height, width)`, from a
+                [`TransferableVisualPrompt`].
             questions (`Sequence[str]`): One per image.
             answers (`Sequence[str]`): One per image; the end token is added.
             unbounded (`bool`, *optional*, defaults to `False`): Whether to use float values that no image can carry.
@@ -171,30 +282,39 @@ class Surrogate:
         """
         inputs = self.encode([to_pil(c) for c in canvas], questions, canvas, unbounded)
         inputs, start, labels = self.append_answers(inputs, questions, answers)
-        with self._recording(with_features) as seen:
-            logits = self.answer_logits(inputs, start, labels.shape[1])
-        if torch.is_grad_enabled() and canvas.requires_grad and not logits.requires_grad:
+        logits, features = self._answer_pass(inputs, start, labels.shape[1])
+        if torch.is_grad_enabled() and canvas[0].requires_grad and not logits.requires_grad:
             raise RuntimeError(
                 f"No gradient passes from the answers of {self.name} ({self.config.model_type}) to the image, so nothing "
                 "can be learned on it: models that turn images into discrete tokens, as Chameleon and Emu3 do, are among "
                 "these. Use it as a target, and learn on another model."
             )
-        features = flatten_features(seen[0] if seen else None, self.name) if with_features else None
-        return SurrogateOutput(logits, labels, features)
+        return SurrogateOutput(logits, labels, self._flat(features) if with_features else None)
 
     @torch.no_grad()
-    def features(self, canvas: torch.Tensor, questions: Sequence[str], unbounded: bool = False) -> torch.Tensor:
+    def features(
+        self, canvas: torch.Tensor | Sequence[torch.Tensor], questions: Sequence[str], unbounded: bool = False
+    ) -> torch.Tensor:
         """Image features `(tokens of the whole batch, width)` without a graph; the language model is not run."""
         inputs = self.encode([to_pil(c) for c in canvas], questions, canvas, unbounded)
-        with self._recording(True, stop=True) as seen, suppress(_FeaturesSeen):
-            self.model(**inputs, use_cache=False)
-        return flatten_features(seen[0] if seen else None, self.name)
+        output = None
+        with self._recorder.recording(stop=True) as seen, suppress(FeaturesSeen):
+            output = self.model(**inputs, use_cache=False)
+        return self._flat(feature_parts(seen[0] if seen else features_in(output)))
+
+    def _flat(self, features: list[torch.Tensor]) -> torch.Tensor:
+        if not features:
+            raise ValueError(
+                f"{self.name} ({self.config.model_type}) gives its image features in no way that is known, so Feature "
+                "Consistency Alignment has nothing to compare: set `fca_weight=0` for it."
+            )
+        return flatten_features(features)
 
     def encode(
         self,
         images: Sequence[Image.Image],
         questions: Sequence[str],
-        canvas: torch.Tensor | None = None,
+        canvas: torch.Tensor | Sequence[torch.Tensor] | None = None,
         unbounded: bool = False,
     ) -> dict[str, Any]:
         r"""
@@ -207,20 +327,19 @@ class Surrogate:
                 values carry their gradient.
             unbounded (`bool`, *optional*, defaults to `False`): Whether the model is given the canvas's floats.
         """
-        texts = [self.text(question) for question in questions]
-        bos = self.processor.tokenizer.bos_token
-        # A chat template that writes the beginning token itself must not get a second one.
-        own_bos = bos is not None and texts[0].startswith(bos)
-        kwargs = {"text": texts, "padding": True, "return_tensors": "pt"} | (
-            {"add_special_tokens": False} if own_bos else {}
-        )
-        nested = [[image] for image in images]
+        arguments = self.processor_arguments(images, questions)
         if canvas is None:
-            batch = self.processor(images=nested, **kwargs)
+            batch = self.processor(**arguments)
         else:
             processor = self.differentiable_processor
             with processor.image_processor.replacing(list(canvas), unbounded):
-                batch = processor(images=nested, **kwargs)
+                batch = processor(**arguments)
+        rows = len(batch["input_ids"]) if "input_ids" in batch else len(questions)
+        if rows != len(questions):
+            raise ValueError(
+                f"The processor of {self.name} ({type(self.processor).__name__}) made {rows} texts of "
+                f"{len(questions)} questions, so no question can be put to the model through it."
+            )
         inputs = {}
         for key, value in batch.items():
             if key == "labels":
@@ -229,7 +348,31 @@ class Surrogate:
             if isinstance(value, torch.Tensor):
                 value = value.to(self.device, self.model.dtype if value.is_floating_point() else None)
             inputs[key] = value
-        return inputs
+        if self.is_encoder_decoder:
+            return with_decoder_inputs(self.model, inputs, rows, self._text_in_decoder)
+        if self.family.begins_with_bos:
+            inputs["input_ids"][torch.arange(rows), inputs["attention_mask"].argmax(1)] = (
+                self.config.text_config.bos_token_id
+            )
+        return without_end(inputs, self.end_token_id) if self._closes_text else inputs
+
+    @cached_property
+    def _closes_text(self) -> bool:
+        return self.tokenizer("a").input_ids[-1] == self.end_token_id
+
+    def processor_arguments(self, images: Sequence[Any], questions: Sequence[str]) -> dict[str, Any]:
+        """What the processor is called with, `processor(**arguments)`, for one image and one question in every row."""
+        nested = list(images) if self.family.flat_images else [[image] for image in images]
+        if not self.family.reads_text:
+            return {"images": nested, "return_tensors": "pt"}
+        texts = [self.text(question) for question in questions]
+        arguments: dict[str, Any] = {"images": nested, "text": texts, "padding": True, "return_tensors": "pt",
+                                     **(self.family.processor_kwargs or {})}  # fmt: skip
+        bos = self.tokenizer.bos_token
+        if bos is not None and texts[0].startswith(bos):
+            # A chat template that writes the beginning token itself must not get a second one.
+            arguments["add_special_tokens"] = False
+        return arguments
 
     def text(self, question: str) -> str:
         """The text that the model is given with `question`, image placeholder included."""
@@ -239,11 +382,20 @@ class Surrogate:
             elif getattr(self.processor, "chat_template", None):
                 content = [{"type": "image"}, {"type": "text", "text": question}]
                 conversation = [{"role": "user", "content": content}]
-                text = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+                # Some templates open a thought otherwise, and the answer would be learned as a part of it.
+                thinks = "enable_thinking" in str(self.processor.chat_template)
+                text = self.processor.apply_chat_template(
+                    conversation,
+                    add_generation_prompt=True,
+                    tokenize=False,
+                    **({"enable_thinking": False} if thinks else {}),
+                )
             elif self.family.places_image:
                 text = question
             else:
-                token = getattr(self.processor, "image_token", None)
+                # Qianfan-OCR has both: the second is what the first becomes.
+                names = ("image_placeholder_token", "image_token")
+                token = next((t for name in names if (t := getattr(self.processor, name, None)) is not None), None)
                 if token is None:
                     raise ValueError(
                         f"The processor of {self.name} has neither a chat template nor an `image_token`: give "
@@ -260,12 +412,16 @@ class Surrogate:
                 f"The answer to {question!r} is {answer!r}: an answer needs at least one visible character."
             )
         text = self.text(question)
-        # No space goes before an answer that begins a line, or what a decoder of its own reads.
-        begins = self.is_encoder_decoder or self.family.text_ends_line or text[-1:].isspace()
+        # No space goes before an answer that begins a line, or that a decoder of its own begins with.
+        begins = (
+            (self.is_encoder_decoder and not self._text_in_decoder)
+            or self.family.text_ends_line
+            or text[-1:].isspace()
+        )
         before = "" if begins or not text else text.splitlines()[-1]
         key = (before, begins, answer)
         if key not in self._answers:
-            tokenizer = self.processor.tokenizer
+            tokenizer = self.tokenizer
             joined = before + ("" if begins else " ") + answer
             ids = tokenizer(joined, add_special_tokens=False).input_ids
             prefix = tokenizer(before, add_special_tokens=False).input_ids if before else []
@@ -286,105 +442,53 @@ class Surrogate:
             The longer inputs; the first position whose logits are needed; labels `(batch, length)` aligned with the
             logits from there on, -100 where there is no answer token.
         """
-        eos = self.processor.tokenizer.eos_token_id
-        tail = [eos] if end and eos is not None else []
+        tail = [self.end_token_id] if end and self.end_token_id is not None else []
         ids = [self.answer_ids(q, a) + tail for q, a in zip(questions, answers, strict=True)]
-        if self.is_encoder_decoder:
-            labels = _pad([torch.tensor(i) for i in ids], -100).to(self.device)
-            return {**inputs, "labels": labels}, 0, labels
-        rows = inputs["attention_mask"].bool()
-        lengths = rows.sum(1).tolist()
-        fill = {"attention_mask": 1, "token_type_ids": self.family.answer_token_type}
-        result = dict(inputs)
-        for key in (k for k in PER_TOKEN if k in inputs):
-            grown = []
-            for i, row in enumerate(rows):
-                new = torch.tensor(ids[i], device=self.device) if key == "input_ids" else None
-                if new is None:
-                    new = torch.full((len(ids[i]),), fill.get(key, 0), device=self.device)
-                grown.append(torch.cat([inputs[key][i][row], new.to(inputs[key].dtype)]))
-            result[key] = _pad(grown, (self.processor.tokenizer.pad_token_id or 0) if key == "input_ids" else 0)
-        start = min(lengths) - 1
-        labels = torch.full((len(ids), result["input_ids"].shape[1] - start - 1), -100, device=self.device)
-        for i, length in enumerate(lengths):
-            labels[i, length - 1 - start : length - 1 - start + len(ids[i])] = torch.tensor(ids[i], device=self.device)
-        return result, start, labels
+        return append(
+            inputs,
+            ids,
+            side="decoder_" if self.is_encoder_decoder else "",
+            pad=self.tokenizer.pad_token_id or 0,
+            token_type=self.family.answer_token_type,
+            repeated=self.family.grows,
+        )
 
     def answer_logits(self, inputs: dict[str, Any], start: int, length: int) -> torch.Tensor:
         """Logits at positions `start` to `start + length - 1`; the language model's head is run at no other."""
-        if self.is_encoder_decoder:
-            return self.model(**inputs, use_cache=False).logits
-        total = inputs["input_ids"].shape[1]
-        keep = {"logits_to_keep": total - start} if self._keeps_logits else {}
-        logits = self.model(**inputs, **keep, use_cache=False).logits
+        return self._answer_pass(inputs, start, length)[0]
+
+    def _answer_pass(self, inputs: dict[str, Any], start: int, length: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The answer's logits, and the image features of the same pass."""
+        total = inputs["decoder_input_ids" if self.is_encoder_decoder else "input_ids"].shape[1]
+        keep = {"logits_to_keep": total - start} if "logits_to_keep" in self._parameters else {}
+        with self._recorder.recording() as seen:
+            output = self.model(**inputs, **keep, use_cache=False)
+        features = feature_parts(seen[0] if seen else features_in(output))
+        self._check_placeholders(inputs, features)
+        logits = output.logits
         # Some models take `logits_to_keep` and ignore it (vlm_sweep, section 5), so the shape decides.
         if logits.shape[1] == total:
             logits = logits[:, start:]
-        return logits[:, :length]
+        elif logits.shape[1] != total - start:
+            raise ValueError(
+                f"{self.name} ({self.config.model_type}) gave {logits.shape[1]} logits for a text of {total} tokens: it "
+                "does not predict each next token of its text, so answers cannot be learned or scored on it."
+            )
+        return logits[:, :length], features
 
-    @contextmanager
-    def _recording(self, active: bool, stop: bool = False) -> Iterator[list[Any]]:
-        """Records what `get_image_features` returns in the forward pass that runs inside."""
-        seen: list[Any] = []
-        wrapped: list[nn.Module] = []
-
-        def record(original: Callable[..., Any]) -> Callable[..., Any]:
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                output = original(*args, **kwargs)
-                seen.append(output)
-                if stop:
-                    raise _FeaturesSeen
-                return output
-
-            return wrapper
-
-        if active:
-            for module in self.model.modules():
-                if hasattr(type(module), "get_image_features"):
-                    module.__dict__["get_image_features"] = record(module.get_image_features)
-                    wrapped.append(module)
-        try:
-            yield seen
-        finally:
-            for module in wrapped:
-                del module.__dict__["get_image_features"]
-
-
-def flatten_features(output: Any, name: str) -> torch.Tensor:
-    """Image features as float32 `(tokens, width)`, whatever a model's `get_image_features` gave."""
-    features = getattr(output, "pooler_output", None)
-    if features is None:
-        features = getattr(output, "last_hidden_state", output if isinstance(output, torch.Tensor) else None)
-    if features is None:
-        raise ValueError(
-            f"{name} ran without calling `get_image_features`, so Feature Consistency Alignment has nothing to compare: "
-            "set `fca_weight=0` for it."
-        )
-    parts = features if isinstance(features, (list, tuple)) else [features]
-    return torch.cat([part.flatten(0, -2) for part in parts]).float()
+    def _check_placeholders(self, inputs: dict[str, Any], features: list[torch.Tensor]) -> None:
+        if not features or self.family.features_module or self.image_token_id is None or "input_ids" not in inputs:
+            return
+        expected = int((inputs["input_ids"] == self.image_token_id).sum())
+        found = sum(part.shape[:-1].numel() for part in features)
+        if expected and expected != found:
+            # In some models features would slide along the text without a word.
+            raise ValueError(
+                f"The text given to {self.name} has {expected} image placeholders and its images make {found} "
+                "features: processor and model do not belong together, or a question contains the placeholder."
+            )
 
 
 def answer_loss(output: SurrogateOutput) -> torch.Tensor:
     """Mean cross-entropy over all answer tokens of the batch, in float32 (TVP, eq. 1)."""
     return F.cross_entropy(output.logits.flatten(0, 1).float(), output.labels.flatten(), ignore_index=-100)
-
-
-def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-
-
-def _checkpoint(layer: GradientCheckpointingLayer) -> None:
-    """Lets a layer of a model in evaluation mode be recomputed: transformers does so in training mode only, which
-    would switch dropout on."""
-
-    def run(function: Callable[..., Any], *args: Any) -> Any:
-        layer.training = False
-        try:
-            return function(*args)
-        finally:
-            layer.training = True
-
-    layer.gradient_checkpointing = True
-    layer.training = True
-    # The reentrant form gives no gradient where no parameter needs one, and none of a frozen model does.
-    layer._gradient_checkpointing_func = lambda function, *args: checkpoint(run, function, *args, use_reentrant=False)

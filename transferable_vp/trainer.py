@@ -321,7 +321,7 @@ class TransferableVisualPromptTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = TransferableVisualPromptConfig.from_pretrained(resume_from_checkpoint)
-        for name in ("canvas_size", "border_size", "content_size", "layout", "value_range", "fit"):
+        for name in ("canvas_size", "border_size", "content_size", "layout", "value_range", "fit", "canvas"):
             there, here = getattr(saved, name), getattr(self.model.config, name)
             if there != here:
                 raise ValueError(

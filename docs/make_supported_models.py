@@ -1,0 +1,56 @@
+"""Writes docs/supported_models.md from what the conformance suite found.
+
+make support    # runs the suite, then this
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+
+DOCS = Path(__file__).parent
+FOUND = DOCS.parent / "transferable_vp" / "supported_models.json"
+MARKS = {"passed": "yes", "failed": "**no**", "not applicable": "–"}
+
+
+def page(found: dict) -> str:
+    """The page as Markdown, of the document in `transferable_vp/supported_models.json`."""
+    models, checks = found["models"], list(next(m["checks"] for m in found["models"] if m["status"] == "supported"))
+    counts = Counter(model["status"] for model in models)
+    lines = [
+        "# Supported models",
+        "",
+        f"{counts['supported']} of the {len(models)} types that `AutoModelForImageTextToText` of transformers "
+        f"{found['transformers']} knows can be learned on (torch {found['torch']}, CPU, tiny random models of the real "
+        "classes behind their real processors). This page is written by `make support`, which runs "
+        "`tests/conformance`; `transferable-vp support` prints the same for the transformers you have installed, and "
+        "`transferable-vp support MODEL` takes one step on a model of yours.",
+        "",
+        "What the columns ask:",
+        "",
+        "- **attach**: an attached processor gives what the processor gives for the prompted image, through "
+        "`processor(...)` and, where there is one, the chat template",
+        "- **pixels**, **native**: training sees the pixel values of deployment to the bit, on fixed and on native canvases",
+        "- **gradient**: it reaches all four sides of the border and agrees with central finite differences within 2 %",
+        "- **features**: image features are those of the pass that makes the loss, and carry a gradient",
+        "- **labels**: the loss covers answer and end token only, alone and in a batch alike",
+        "- **placeholders**: one placeholder too few is an error (– where no image feature takes the place of a token)",
+        "- **learning**: ten steps lower the loss",
+        "- **ranking**: candidates score as in a full pass each",
+        "",
+        "| type | " + " | ".join(checks) + " | |",
+        "|---" * (len(checks) + 2) + "|",
+    ]
+    for model in models:
+        if model["status"] == "supported":
+            marks = " | ".join(MARKS[model["checks"].get(check, "not applicable")] for check in checks)
+            lines.append(f"| `{model['model_type']}` | {marks} | {model['reason']} |")
+    lines += ["", "## Not supported", "", "| type | why |", "|---|---|"]
+    lines += [f"| `{m['model_type']}` | {m['reason']} |" for m in models if m["status"] != "supported"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (DOCS / "supported_models.md").write_text(page(json.loads(FOUND.read_text(encoding="utf-8"))), encoding="utf-8")
