@@ -1,6 +1,7 @@
-"""Writes the tables and pictures of README.md and docs/results.md from the result files.
+"""Writes the tables and pictures of README.md, docs/results.md and docs/performance.md from the result files.
 
     make demo
+    python benchmarks/scoring.py --json docs/results/scoring.json
     python benchmarks/update_rules.py --json docs/results/update_rules.json
     python docs/make_results.py
 
@@ -57,6 +58,33 @@ def update_rules_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def scoring_table(figures: dict) -> str:
+    """The scoring benchmark as Markdown."""
+    seconds, settings = figures["seconds"], figures["settings"]
+    rows = {
+        "`score_candidates`": seconds["shared"],
+        "one plain forward pass of image and question": seconds["default"],
+        "the same, with the head at the last token only": seconds["plain"],
+        "a full forward pass per candidate": seconds["loop"],
+    }
+    lines = [
+        f"{figures['candidates']} candidates of {figures['tokens_per_candidate']:.1f} tokens on average, "
+        f"{figures['prefix_tokens']} tokens of image and question, {settings['layers']} layers of width "
+        f"{settings['width']}, {settings['dtype']}, {settings['device']}, {settings['threads']} thread, torch "
+        f"{figures['versions']['torch']}, transformers {figures['versions']['transformers']}:",
+        "",
+        "| | seconds | of `score_candidates` |",
+        "|---|---|---|",
+        *(f"| {what} | {value:.3f} | {value / seconds['shared']:.2f} |" for what, value in rows.items()),
+        "",
+        f"Ranking costs {figures['cost_in_forwards']:.2f} plain forward passes ({figures['cost_in_last_logit_forwards']:.2f} "
+        f"of those with the head at the last token only); a loop takes {figures['speedup_vs_loop']:.0f} times as long. The "
+        f"scores differ by at most {figures['max_abs_diff']:.1e} nats. The first call for a model also compares itself with "
+        f"full passes: {seconds['shared_first_call']:.3f} s.",
+    ]
+    return "\n".join(lines)
+
+
 def headline_picture(prompt: Path, chart: Path, path: Path) -> None:
     """The learned border beside the chart of what it does."""
     left, right = Image.open(prompt).convert("RGB"), Image.open(chart).convert("RGB")
@@ -79,8 +107,9 @@ def main() -> None:
     tables = {}
     for path in (DOCS / "results").glob("*.json"):
         result = json.loads(path.read_text())
-        tables[path.stem] = update_rules_table(result) if path.stem == "update_rules" else transfer_table(result)
-    for page in (DOCS.parent / "README.md", DOCS / "results.md"):
+        make = {"update_rules": update_rules_table, "scoring": scoring_table}.get(path.stem, transfer_table)
+        tables[path.stem] = make(result)
+    for page in (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "performance.md"):
         text = page.read_text()
         for name, table in tables.items():
             pattern = rf"(<!-- table:{name} -->\n).*?(<!-- end -->)"

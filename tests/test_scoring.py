@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from by_hand import T5, answer_losses, t5_pair
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
+from transferable_vp import scoring
+from transferable_vp.prefix import make_tree
 from transferable_vp.scoring import score_candidates
 from transferable_vp.surrogate import Surrogate
 
@@ -128,27 +131,14 @@ def test_candidates_of_one_token_share_a_pass(
     assert sizes == [2]
 
 
-def test_no_pass_is_larger_than_the_batch(
-    surrogates: Callable[[str], Surrogate], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    surrogate = surrogates("llava")
-    sizes = count_passes(surrogate, monkeypatch)
-    # Seven of several tokens: a last pass that is not full. The two of one token take one more.
-    score_candidates(
-        surrogate, pictures(2), QUESTIONS[:2], [["a", "red", "no", "yes"], ["a", "one", "two", "six", "x"]]
-    )
-    assert sizes == [2, 2, 2, 2, 1]
-
-
-def test_the_model_is_not_asked_for_a_gradient(
-    surrogates: Callable[[str], Surrogate], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_is_not_asked_for_a_gradient(surrogates: Callable[[str], Surrogate]) -> None:
     surrogate, enabled = surrogates("llava"), []
-    plain = surrogate.answer_logits
-    monkeypatch.setattr(surrogate, "answer_logits", lambda *a: enabled.append(torch.is_grad_enabled()) or plain(*a))
+    handle = surrogate.model.register_forward_pre_hook(lambda *_: enabled.append(torch.is_grad_enabled()))
     canvas = torch.rand(1, 3, 40, 40, requires_grad=True)
     score_candidates(surrogate, pictures(1), QUESTIONS[:1], [["a", "red"]], canvas)
-    assert enabled == [False, False]
+    handle.remove()
+    assert enabled
+    assert not any(enabled)
 
 
 @some_families
@@ -161,21 +151,118 @@ def test_half_precision(family: str, surrogate: Surrogate, own_pair: Callable[[s
         torch.testing.assert_close(score, full, rtol=0.05, atol=0.3)
 
 
-def test_log_probabilities_are_taken_in_float32(
-    own_pair: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, processor = own_pair("qwen2_vl")
-    surrogate, seen = Surrogate(model.bfloat16(), processor), []
-    plain = surrogate.answer_logits
-    monkeypatch.setattr(surrogate, "answer_logits", lambda *a: seen.append(plain(*a)) or seen[-1])
-    (scores,) = score_candidates(surrogate, pictures(1), QUESTIONS[:1], [["x", "red"]])
-    assert [logits.dtype for logits in seen] == [torch.bfloat16] * 2
-    for score, logits, name in zip(scores, seen, ["x", "red"], strict=True):
-        ids = surrogate.answer_ids(QUESTIONS[0], name)
-        expected = logits[0].float().log_softmax(-1)[range(len(ids)), ids].mean()
-        torch.testing.assert_close(score, expected)
-
-
 def test_a_list_of_candidates_for_every_image(surrogates: Callable[[str], Surrogate]) -> None:
     with pytest.raises(ValueError):
         score_candidates(surrogates("llava"), pictures(2), QUESTIONS[:2], [["a", "red"]])
+    with pytest.raises(ValueError, match="no candidates for an image"):
+        score_candidates(surrogates("llava"), pictures(2), QUESTIONS[:2], [["a", "red"], []])
+
+
+@some_families
+@pytest.mark.parametrize("end", [False, True])
+def test_lengths(family: str, surrogate: Surrogate, own_pair: Callable[[str], Pair], end: bool) -> None:
+    pair = own_pair(family)
+    for length in ("mean", "sum"):
+        scores = score_candidates(surrogate, pictures(), QUESTIONS, CANDIDATES, length=length, end=end)
+        for image, question, names, score in zip(pictures(), QUESTIONS, CANDIDATES, scores, strict=True):
+            losses = [answer_losses(family, pair, image, question, name) for name in names]
+            expected = [-getattr(loss if end else loss[:-1], length)().item() for loss in losses]
+            torch.testing.assert_close(score, torch.tensor(expected), rtol=1e-4, atol=2e-4)
+
+
+def test_a_length_that_is_none(surrogates: Callable[[str], Surrogate]) -> None:
+    with pytest.raises(ValueError, match="`length` is 'max'; it must be one of 'mean', 'sum'"):
+        score_candidates(surrogates("llava"), pictures(1), QUESTIONS[:1], [["a"]], length="max")  # type: ignore[arg-type]
+
+
+class TestMethods:
+    @pytest.fixture
+    def fresh(self, own_pair: Callable[[str], Pair]) -> Surrogate:
+        """A surrogate of which nothing is known yet."""
+        return Surrogate(*own_pair("llava"), name="some-model")
+
+    @staticmethod
+    def full(surrogate: Surrogate, names: list[str]) -> torch.Tensor:
+        return torch.tensor([naive("llava", (surrogate.model, surrogate.processor), pictures(1)[0], QUESTIONS[0], name)
+                             for name in names])  # fmt: skip
+
+    @staticmethod
+    def scores(surrogate: Surrogate, names: list[str], question: str = QUESTIONS[0]) -> torch.Tensor:
+        return score_candidates(surrogate, pictures(1), [question], [names])[0]
+
+    def test_the_first_is_used_without_a_word(self, fresh: Surrogate, caplog: pytest.LogCaptureFixture) -> None:
+        self.scores(fresh, CANDIDATES[0])
+        assert list(scoring._CHECKED[fresh].right_to) == ["tree"]
+        assert caplog.text == ""
+
+    @pytest.mark.parametrize("raises", [False, True])
+    def test_one_that_is_wrong_is_found_out(
+        self, fresh: Surrogate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, raises: bool
+    ) -> None:
+        plain = scoring.score_tree
+
+        def wrong(*args: Any) -> torch.Tensor:
+            if raises:
+                raise KeyError("of a stranger's model")
+            return plain(*args) + 0.01
+
+        monkeypatch.setattr(scoring, "score_tree", wrong)
+        torch.testing.assert_close(self.scores(fresh, CANDIDATES[0]), self.full(fresh, CANDIDATES[0]))
+        assert ("stranger" if raises else "off by 0.0") in scoring._CHECKED[fresh].wrong["tree"]
+        assert list(scoring._CHECKED[fresh].right_to) == ["copies"]
+        assert caplog.text == ""
+
+    def test_if_all_are_wrong_it_says_so_once(
+        self, fresh: Surrogate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name in ("score_tree", "score_copies"):
+            plain = getattr(scoring, name)
+            monkeypatch.setattr(scoring, name, lambda *args, _p=plain: _p(*args) * 1.01)
+        for _ in range(2):
+            torch.testing.assert_close(self.scores(fresh, CANDIDATES[0]), self.full(fresh, CANDIDATES[0]))
+        assert caplog.text.count("some-model (llava): every candidate costs a full forward pass") == 1
+        assert "tree: off by" in caplog.text
+        assert "copies: off by" in caplog.text
+
+    def test_no_memory_is_no_reason_to_take_another(self, fresh: Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("all gone")
+
+        monkeypatch.setattr(scoring, "score_tree", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            self.scores(fresh, CANDIDATES[0])
+
+    def test_it_is_checked_again_for_longer_prefixes_only(
+        self, fresh: Surrogate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        checks: list[int] = []
+        plain = scoring._difference
+        monkeypatch.setattr(scoring, "_difference", lambda *args: checks.append(1) or plain(*args))
+        self.scores(fresh, CANDIDATES[0])
+        self.scores(fresh, CANDIDATES[1])
+        self.scores(fresh, CANDIDATES[0], "Is it?")
+        assert len(checks) == 1
+        self.scores(fresh, CANDIDATES[0], " ".join([QUESTIONS[1]] * 3))
+        assert len(checks) == 2
+
+    def test_rows_whose_logits_would_not_fit_are_split(
+        self, fresh: Surrogate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arguments = (fresh, pictures(), QUESTIONS[:1] * 3, [CANDIDATES[0]] * 3)
+        expected = score_candidates(*arguments)
+        sizes: list[int] = []
+        plain = scoring.score_tree
+        monkeypatch.setattr(scoring, "score_tree", lambda s, i, c: sizes.append(len(i["input_ids"])) or plain(s, i, c))
+        nodes = len(make_tree([fresh.answer_ids(QUESTIONS[0], name) for name in CANDIDATES[0]]).tokens)
+        monkeypatch.setattr(scoring, "BUDGET", 2 * 4 * fresh.vocabulary * (1 + nodes))
+        for score, value in zip(score_candidates(*arguments), expected, strict=True):
+            torch.testing.assert_close(score, value)
+        assert sizes == [2, 1]
+
+    def test_a_surrogate_that_is_gone_is_forgotten(self, own_pair: Callable[[str], Pair]) -> None:
+        surrogate = Surrogate(*own_pair("llava"))
+        self.scores(surrogate, CANDIDATES[0])
+        before = len(scoring._CHECKED)
+        del surrogate
+        gc.collect()
+        assert len(scoring._CHECKED) == before - 1

@@ -36,6 +36,7 @@ class Family(NamedTuple):
         places_image (`bool`): Whether the text needs no image placeholder, as the processor writes any by itself.
         answer_token_type (`int`): Token type of an answer.
         text_ends_line (`bool`): Whether the processor ends every text with a line break.
+        text_model (`str`, *optional*): Part that goes on without an image, where the whole model cannot.
         features_module (`str`, *optional*):
             Module whose output the image features are, where they do not take the places of placeholders.
         grows (`tuple[str, ...]`): Further inputs with an entry per text token; an answer repeats the last one.
@@ -50,6 +51,7 @@ class Family(NamedTuple):
     places_image: bool = False
     answer_token_type: int = 0
     text_ends_line: bool = False
+    text_model: str | None = None
     features_module: str | None = None
     grows: tuple[str, ...] = ()
     processor_kwargs: dict[str, Any] | None = None
@@ -67,7 +69,11 @@ FAMILIES = {
         places_image=True,
         begins_with_bos=True,
     ),
-    "blip-2": Family("its processor writes the image placeholders before the text by itself", places_image=True),
+    "blip-2": Family(
+        "its processor writes the image placeholders before the text by itself, and its forward needs pixel values",
+        places_image=True,
+        text_model="language_model",
+    ),
     "cosmos3_edge": Family(
         "its model needs the token types that its processor leaves out unless asked",
         processor_kwargs={"return_mm_token_type_ids": True},
@@ -90,11 +96,17 @@ FAMILIES = {
         flat_images=True,
         grows=("image_attention_mask",),
     ),
-    "instructblip": Family("its processor writes the image placeholders before the text by itself", places_image=True),
+    "instructblip": Family(
+        "its processor writes the image placeholders before the text by itself, and its forward needs pixel values",
+        places_image=True,
+        text_model="language_model",
+    ),
     "kosmos-2": Family(
-        "its processor writes the image placeholders by itself, and a mask of where they are",
+        "its processor writes the image placeholders by itself, and a mask of where they are; its forward needs pixel "
+        "values",
         places_image=True,
         grows=("image_embeds_position_mask",),
+        text_model="text_model",
     ),
     "kosmos-2.5": Family(
         "its processor writes the image placeholders by itself, and a mask of where they are",
@@ -222,6 +234,11 @@ class Surrogate:
     def tokenizer(self) -> Any:
         """`PreTrainedTokenizerBase`: The processor's."""
         return self.processor.tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """`int`: Number of logits per token."""
+        return self.config.get_text_config(decoder=True).vocab_size
 
     @property
     def image_token_id(self) -> int | None:
@@ -444,6 +461,12 @@ class Surrogate:
         """
         tail = [self.end_token_id] if end and self.end_token_id is not None else []
         ids = [self.answer_ids(q, a) + tail for q, a in zip(questions, answers, strict=True)]
+        return self.append_ids(inputs, ids)
+
+    def append_ids(
+        self, inputs: dict[str, Any], ids: Sequence[Sequence[int]]
+    ) -> tuple[dict[str, Any], int, torch.Tensor]:
+        """As [`~Surrogate.append_answers`], of token ids."""
         return append(
             inputs,
             ids,
@@ -457,12 +480,20 @@ class Surrogate:
         """Logits at positions `start` to `start + length - 1`; the language model's head is run at no other."""
         return self._answer_pass(inputs, start, length)[0]
 
+    def last_logits(self, count: int) -> dict[str, int]:
+        """The argument that makes a forward pass give the last `count` logits only; empty where a model has none."""
+        return {"logits_to_keep": count} if "logits_to_keep" in self._parameters else {}
+
+    @property
+    def text_model(self) -> Any:
+        """`PreTrainedModel`: What goes on from a cache, or from an encoder's output, without an image."""
+        return getattr(self.model, self.family.text_model) if self.family.text_model else self.model
+
     def _answer_pass(self, inputs: dict[str, Any], start: int, length: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The answer's logits, and the image features of the same pass."""
         total = inputs["decoder_input_ids" if self.is_encoder_decoder else "input_ids"].shape[1]
-        keep = {"logits_to_keep": total - start} if "logits_to_keep" in self._parameters else {}
         with self._recorder.recording() as seen:
-            output = self.model(**inputs, **keep, use_cache=False)
+            output = self.model(**inputs, **self.last_logits(total - start), use_cache=False)
         features = feature_parts(seen[0] if seen else features_in(output))
         self._check_placeholders(inputs, features)
         logits = output.logits
