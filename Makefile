@@ -40,7 +40,9 @@ test: $(READY) ## run the tests (not the slow ones)
 	$(PYTEST) $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(READY) ## run the slow tests
+	$(UV) pip install --python $(VENV)/bin/python -e ".[dev,extended]"
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+	$(PYTEST) tests/test_surrogate_forms.py -k "Int8 or quantised"
 
 support: $(READY) ## ask every model type of transformers what works, and write the tables
 	$(PYTEST) $(WORKERS) -m "slow or not slow" tests/conformance --write_support transferable_vp/supported_models.json

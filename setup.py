@@ -30,24 +30,29 @@ INSTALL_REQUIRES = [
 ]
 
 DEMO = ["matplotlib>=3.10.0", "scikit-learn>=1.6.0"]
+API = ["openai>=3.0.0"]  # models behind an API
 TEST = [
     "pytest>=8.4.0",
     "pytest-xdist>=3.7.0",
     "setuptools",
     "tensorboard>=2.21.0",
-    "timm>=1.0.20",
-    "torchao>=0.16.0",
+    "timm>=1.0.20",  # image encoders of Gemma 3n, FastVLM and Perception LM
+    *API,
     *DEMO,
 ]
+# For slow tests only: torchao makes every import of transformers slower and noisier, the others serve a model.
+EXTENDED = ["fastapi>=0.165.0", "torchao>=0.18.0", "uvicorn>=0.54.0"]
 # A formatter's next release may want other line breaks, so ruff moves by a commit of ours and not by itself.
 QUALITY = ["mypy>=2.4.0", "pre-commit>=4.5.0", "ruff>=0.17.5,<0.18", "types-PyYAML"]
 DOCS = ["matplotlib>=3.10.0"]
 
 EXTRAS = {
+    "api": API,
     "demo": DEMO,
     "test": TEST,
     "quality": QUALITY,
     "docs": DOCS,
+    "extended": EXTENDED,
     "dev": sorted({*TEST, *QUALITY, *DOCS}),
     "compat": [requirement.replace(">=", "==") for requirement in INSTALL_REQUIRES + TEST],
 }

@@ -39,6 +39,7 @@ def page(found: dict) -> str:
         "- **placeholders**: one placeholder too few is an error (– where no image feature takes the place of a token)",
         "- **learning**: ten steps lower the loss",
         "- **ranking**: candidates score as in a full pass each",
+        "- **generation**: a batch writes what full passes find most likely, row by row",
         "",
         "| type | " + " | ".join(checks) + " | |",
         "|---" * (len(checks) + 2) + "|",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -15,22 +15,17 @@ import tiny
 import torch
 from by_hand import T5, answer_losses, t5_pair
 from PIL import Image
+from rigged import COLOURS, RIGHT, SHOWN, TASK, Rig
 from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig, evaluation
 from transferable_vp.data import BadImageError, Task
-from transferable_vp.evaluation import Evaluation, evaluate, random_prompt, transfer_report
-from transferable_vp.report import check_report, paired_bootstrap
+from transferable_vp.evaluation import Evaluation, evaluate
 from transferable_vp.scoring import score_candidates
 from transferable_vp.surrogate import Surrogate, answer_loss
 
 
 Pair = tuple[PreTrainedModel, ProcessorMixin]
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-TASK = Task(candidates=list(COLOURS), question="Which colour?")
-# The colour that is shown, and the one that is said to be right: five of six agree.
-SHOWN = ["red", "green", "blue", "blue", "red", "green"]
-RIGHT = ["red", "green", "blue", "red", "red", "green"]
 
 
 @pytest.fixture(scope="module")
@@ -65,33 +60,6 @@ def rows() -> list[dict[str, Any]]:
         {"image": Image.new("RGB", (50, 40), COLOURS[shown]), "answer": right}
         for shown, right in zip(SHOWN, RIGHT, strict=True)
     ]
-
-
-class Rig:
-    """Stands in for `score_candidates`: it says the colour in the middle, or red where the corner is black."""
-
-    def __init__(self) -> None:
-        self.images: list[list[Image.Image]] = []
-        self.questions: list[Sequence[str]] = []
-        self.canvases: list[torch.Tensor | None] = []
-
-    def __call__(
-        self,
-        surrogate: Surrogate,
-        images: Sequence[Image.Image],
-        questions: Sequence[str],
-        candidates: Sequence[Sequence[str]],
-        canvas: torch.Tensor | None = None,
-    ) -> list[torch.Tensor]:
-        self.images.append(list(images))
-        self.questions.append(questions)
-        self.canvases.append(canvas)
-        scores = []
-        for image, names in zip(images, candidates, strict=True):
-            middle = image.getpixel((image.width // 2, image.height // 2))
-            seen = COLOURS["red"] if image.getpixel((0, 0)) == (0, 0, 0) else middle
-            scores.append(torch.tensor([0.0 if COLOURS[name] == seen else -1.0 for name in names]))
-        return scores
 
 
 @pytest.fixture
@@ -174,6 +142,7 @@ class TestWhatTheModelIsShown:
         evaluate(llava, rows, TASK, prompt, progress=False)
         (canvas,) = rig.canvases
         assert canvas is not None
+        canvas = torch.stack(list(canvas))
         assert canvas.min() < -0.5
         assert torch.equal(canvas, prompt([row["image"] for row in rows]))
 
@@ -313,124 +282,6 @@ def test_training_goes_on_after_an_evaluation(family: str, own_pair: Callable[[s
     assert prompt.delta.grad is not None
     assert torch.isfinite(prompt.delta.grad).all()
     assert prompt.delta.grad.any()
-
-
-class TestRandomPrompt:
-    @pytest.mark.parametrize("layout", ["border", "overlay", "both"])
-    @pytest.mark.parametrize("value_range", ["displayable", "unbounded"])
-    def test_it_is_drawn_from_what_can_be_shown(self, layout: str, value_range: str) -> None:
-        config = TransferableVisualPromptConfig(
-            canvas_size=64, border_size=12, layout=layout, value_range=value_range, epsilon=0.1
-        )
-        prompt = TransferableVisualPrompt(config)
-        control = random_prompt(prompt, seed=0)
-        assert control.config.to_dict() == config.to_dict()
-        assert not prompt.delta.any()
-        border, content = (mask.expand(3, -1, -1) for mask in (control.border_mask, control.content_mask))
-        delta = control.delta.detach()
-        assert (delta[~prompt.trainable_mask.expand(3, -1, -1)] == 0).all()
-        if layout != "overlay":
-            assert 0 <= delta[border].min() < 0.01
-            assert 0.99 < delta[border].max() <= 1
-            assert delta[border].mean() == pytest.approx(0.5, abs=0.02)
-        if layout != "border":
-            assert -0.1 <= delta[content].min() < -0.098
-            assert 0.098 < delta[content].max() <= 0.1
-            assert delta[content].mean() == pytest.approx(0, abs=0.005)
-
-    def test_it_is_the_seed_that_decides(self, prompt: TransferableVisualPrompt) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            before = torch.get_rng_state()
-            one = random_prompt(prompt, seed=3)
-            assert torch.equal(torch.get_rng_state(), before)
-            torch.manual_seed(2)
-            assert torch.equal(random_prompt(prompt, seed=3).delta, one.delta)
-        assert not torch.equal(random_prompt(prompt, seed=4).delta, one.delta)
-
-
-class TestTransferReport:
-    @pytest.fixture
-    def targets(self, own_pair: Callable[[str], Pair]) -> Iterator[list[Surrogate]]:
-        yield [Surrogate(*own_pair(family), name=f"tiny-{family}") for family in ("llava", "qwen2_vl")]
-
-    def test_its_numbers(
-        self, targets: list[Surrogate], rows: list[dict[str, Any]], rig: Rig, prompt: TransferableVisualPrompt
-    ) -> None:
-        report = transfer_report(
-            targets,
-            rows,
-            TASK,
-            [prompt],
-            source=["tiny-llava"],
-            title="colours",
-            settings={"steps": 3},
-            progress=False,
-        )
-        check_report(report)
-        assert {key: report[key] for key in ("source", "task", "seeds", "settings")} == {
-            "source": "tiny-llava", "task": "colours", "seeds": [0], "settings": {"steps": 3},
-        }  # fmt: skip
-        assert [target["model"] for target in report["targets"]] == ["tiny-llava", "tiny-qwen2_vl"]
-        assert [target["family"] for target in report["targets"]] == ["llava", "qwen2_vl"]
-        assert [target["is_source"] for target in report["targets"]] == [True, False]
-        # In black the rig says red, which is right three times in six.
-        zero_border = np.array([1, 0, 0, 1, 1, 0.0])
-        seeing = np.array([1, 1, 1, 0, 1, 1.0])
-        for target in report["targets"]:
-            assert target["n"] == 6
-            assert target["full_image"] == target["random_border"] == target["tvp"] == pytest.approx(5 / 6)
-            assert target["zero_border"] == 0.5
-            assert target["vp"] is None
-            assert target["delta"] == pytest.approx(target["tvp"] - target["zero_border"])
-            assert target["delta"] == pytest.approx(1 / 3)
-            assert tuple(target["delta_ci95"]) == paired_bootstrap(zero_border, seeing)
-
-    def test_means_over_seeds(
-        self, targets: list[Surrogate], rows: list[dict[str, Any]], rig: Rig, prompt: TransferableVisualPrompt
-    ) -> None:
-        black = TransferableVisualPrompt(prompt.config)
-        report = transfer_report(
-            targets[:1], rows, TASK, [prompt, black], source=["a", "b"], title="colours", baselines=[black, black],
-            seeds=[5, 6], progress=False,
-        )  # fmt: skip
-        check_report(report)
-        (target,) = report["targets"]
-        assert (report["source"], report["seeds"], target["is_source"]) == ("a + b", [5, 6], False)
-        assert target["tvp"] == pytest.approx((5 / 6 + 1 / 2) / 2)
-        assert target["vp"] == 0.5
-        assert target["random_border"] == pytest.approx(5 / 6)
-        assert target["delta"] == pytest.approx(1 / 6)
-        zero_border = np.array([1, 0, 0, 1, 1, 0.0])
-        seeds = np.array([[1, 1, 1, 0, 1, 1.0], zero_border])
-        assert tuple(target["delta_ci95"]) == paired_bootstrap(zero_border, seeds)
-
-    def test_every_condition_is_shown_its_own_images(
-        self, targets: list[Surrogate], rows: list[dict[str, Any]], rig: Rig, prompt: TransferableVisualPrompt
-    ) -> None:
-        other = tiny.noise_prompt(canvas_size=40, border_size=8)
-        transfer_report(targets[:1], rows[:1], TASK, [prompt], source=[], title="", baselines=[other], seeds=[7],
-                        progress=False)  # fmt: skip
-        image = rows[0]["image"]
-        expected = [
-            image,
-            prompt.apply(image, prompted=False),
-            random_prompt(prompt, 7).apply(image),
-            other.apply(image),
-            prompt.apply(image),
-        ]
-        assert len(rig.images) == 5
-        for (shown,), wanted in zip(rig.images, expected, strict=True):
-            assert np.array_equal(np.asarray(shown), np.asarray(wanted))
-
-    def test_with_real_models(
-        self, targets: list[Surrogate], rows: list[dict[str, Any]], prompt: TransferableVisualPrompt
-    ) -> None:
-        report = transfer_report(targets, rows, TASK, [prompt], source=["tiny-llava"], title="colours", progress=False)
-        check_report(report)
-        for target, surrogate in zip(report["targets"], targets, strict=True):
-            for key, arguments in (("full_image", ()), ("zero_border", (prompt, False)), ("tvp", (prompt,))):
-                assert target[key] == evaluate(surrogate, rows, TASK, *arguments, progress=False).mean
 
 
 def test_the_mean_of_an_evaluation() -> None:

@@ -15,10 +15,8 @@ import tiny
 import torch
 import torch.nn.functional as F
 from by_hand import T5, answer_losses, t5_pair
-from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlavaConfig, PreTrainedModel, ProcessorMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp import surrogate as surrogate_module
 from transferable_vp.images import to_pil
@@ -228,88 +226,8 @@ class TestAnswerIds:
 
 
 class TestFeatures:
-    @all_families
-    def test_they_are_those_of_the_same_pass(self, surrogate: Surrogate, monkeypatch: pytest.MonkeyPatch) -> None:
-        canvas = make_canvas(2)
-        owner = type(surrogate.model)
-        inputs = surrogate.encode([to_pil(c) for c in canvas], QUESTIONS[:2])
-        names = inspect.signature(inspect.unwrap(owner.get_image_features)).parameters
-        given = {key: value for key, value in inputs.items() if key in names}
-        with torch.no_grad():
-            output = surrogate.model.get_image_features(**given).pooler_output
-        parts = output if isinstance(output, (list, tuple)) else [output]
-        expected = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
-
-        calls: list[int] = []
-        for module in surrogate.model.modules():
-            # The image encoder proper, whatever it is called: one run in all, whoever asks.
-            if type(module).__name__.endswith(
-                ("VisionModel", "VisionTransformer", "VisionTransformerPretrainedModel")
-            ):
-                plain = module.forward
-                monkeypatch.setattr(module, "forward", lambda *a, _p=plain, **k: calls.append(1) or _p(*a, **k))
-                break
-        features = surrogate.forward(canvas, QUESTIONS[:2], ANSWERS[:2], with_features=True).features
-        assert features is not None
-        assert calls == [1]
-        assert features.dtype == torch.float32
-        torch.testing.assert_close(features.detach(), expected)
-        # One row for every placeholder in the texts, of both images.
-        assert features.shape[0] % 2 == 0
-        assert not torch.allclose(features[: len(features) // 2], features[len(features) // 2 :])
-
-    @all_families
-    def test_they_carry_a_gradient_and_the_clean_side_does_not(self, surrogate: Surrogate) -> None:
-        canvas = make_canvas()
-        output = surrogate.forward(canvas, QUESTIONS[:1], ANSWERS[:1], with_features=True)
-        assert output.features is not None
-        (gradient,) = torch.autograd.grad(output.features.square().mean(), canvas)
-        assert torch.isfinite(gradient).all()
-        assert (gradient != 0).all()
-        clean = surrogate.features(canvas, QUESTIONS[:1])
-        assert not clean.requires_grad
-        assert torch.equal(clean, output.features.detach())
-
-    @all_families
-    def test_the_clean_side_does_not_run_the_language_model(self, surrogate: Surrogate) -> None:
-        runs = []
-        handle = language_model(surrogate.model).register_forward_pre_hook(lambda *_: runs.append(1))
-        try:
-            surrogate.features(make_canvas(), QUESTIONS[:1])
-            assert runs == []
-            surrogate.forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1])
-            assert len(runs) == 1
-        finally:
-            handle.remove()
-
     def test_they_are_recorded_only_when_asked_for(self, surrogates: Callable[[str], Surrogate]) -> None:
         assert surrogates("llava").forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1]).features is None
-
-    @all_families
-    def test_nothing_stays_patched(self, surrogate: Surrogate) -> None:
-        def patched() -> list[str]:
-            return [name for name, module in surrogate.model.named_modules() if "get_image_features" in vars(module)]
-
-        surrogate.forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1], with_features=True)
-        assert patched() == []
-        surrogate.features(make_canvas(), QUESTIONS[:1])
-        assert patched() == []
-        during: list[list[str]] = []
-
-        def fail(*_: Any) -> None:
-            during.append(patched())
-            raise KeyError("a failure within the language model")
-
-        handle = language_model(surrogate.model).register_forward_pre_hook(fail)
-        try:
-            with pytest.raises(KeyError, match="a failure within"):
-                surrogate.forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1], with_features=True)
-        finally:
-            handle.remove()
-        assert during[0] != []
-        assert patched() == []
-        # And it works as before.
-        surrogate.forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1], with_features=True)
 
     def test_a_model_without_them(self, own_pair: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch) -> None:
         model, processor = own_pair("llava")
@@ -411,56 +329,6 @@ class TestGradient:
             surrogate.forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1])
         # It is a target all the same: nobody asks it for a gradient.
         surrogate.forward(make_canvas().detach(), QUESTIONS[:1], ANSWERS[:1])
-
-
-class TestGradientCheckpointing:
-    @all_families
-    @pytest.mark.parametrize("late", [False, True])
-    def test_the_gradient_is_the_same(
-        self, family: str, surrogate: Surrogate, own_pair: Callable[[str], Pair], late: bool
-    ) -> None:
-        checkpointed = Surrogate(*own_pair(family), gradient_checkpointing=not late)
-        if late:
-            checkpointed.enable_gradient_checkpointing()
-        linears: dict[str, nn.Module] = {}
-        for name, layer in checkpointed.model.named_modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                linears[name] = next(part for part in layer.modules() if isinstance(part, nn.Linear))
-        runs = dict.fromkeys(linears, 0)
-        for name, linear in linears.items():
-            linear.register_forward_pre_hook(lambda *_, name=name: runs.update({name: runs[name] + 1}))
-        gradients = []
-        for model in (surrogate, checkpointed):
-            canvas = make_canvas(2)
-            output = model.forward(canvas, QUESTIONS[:2], ANSWERS[:2], with_features=True)
-            assert output.features is not None
-            (answer_loss(output) + output.features.square().mean()).backward()
-            gradients.append(canvas.grad)
-        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-8)
-        # Every layer on the way to the image once forward and once again backward, whatever part of the model it is in.
-        assert any("vision" in name or "visual" in name for name in runs)
-        assert any("vision" not in name and "visual" not in name for name in runs)
-        assert {name: count for name, count in runs.items() if count != 2} == {}
-
-    def test_dropout_stays_off(self, own_pair: Callable[[str], Pair]) -> None:
-        model, processor = own_pair("blip-2")
-
-        def gradient(surrogate: Surrogate) -> torch.Tensor:
-            canvas = make_canvas()
-            answer_loss(surrogate.forward(canvas, QUESTIONS[:1], ANSWERS[:1])).backward()
-            assert canvas.grad is not None
-            return canvas.grad
-
-        layers = language_model(model).model.decoder.layers
-        for layer in layers:
-            layer.dropout = layer.self_attn.dropout = 0.5
-        surrogate = Surrogate(model, processor)
-        expected = gradient(surrogate)
-        surrogate.enable_gradient_checkpointing()
-        assert torch.equal(gradient(surrogate), expected)
-        # And that is not because there is none.
-        layers[0].gradient_checkpointing = False
-        assert not torch.allclose(gradient(surrogate), expected)
 
 
 class TestText:
@@ -618,71 +486,3 @@ class TestConstruction:
     def test_one_that_is_read_by_a_decoder_of_its_own(self, surrogates: Callable[[str], Surrogate]) -> None:
         assert surrogates(T5).is_encoder_decoder
         assert not any(surrogates(family).is_encoder_decoder for family in tiny.FAMILIES)
-
-
-class TestAdapters:
-    @pytest.fixture
-    def config(self) -> LoraConfig:
-        # Not zero at the start, so that the adapter is seen in the result.
-        return LoraConfig(target_modules=r".*language_model.*\.(q|v)_proj", r=4, init_lora_weights=False)
-
-    def check(self, surrogate: Surrogate, plain: Surrogate) -> None:
-        canvas = make_canvas(2)
-        output = surrogate.forward(canvas, QUESTIONS[:2], ANSWERS[:2], with_features=True)
-        loss = answer_loss(output)
-        loss.backward()
-        assert canvas.grad is not None
-        assert (canvas.grad != 0).all()
-        assert not any(parameter.requires_grad for parameter in surrogate.model.parameters())
-        expected = plain.forward(canvas.detach(), QUESTIONS[:2], ANSWERS[:2], with_features=True)
-        assert output.logits.shape == expected.logits.shape
-        assert abs(loss.item() - answer_loss(expected).item()) > 1e-4
-        assert output.features is not None
-        assert expected.features is not None
-        assert torch.equal(output.features.detach(), expected.features)
-
-    def test_wrapped_by_peft(
-        self, own_pair: Callable[[str], Pair], surrogates: Callable[[str], Surrogate], config: LoraConfig
-    ) -> None:
-        model, processor = own_pair("llava")
-        wrapped = get_peft_model(model, config)
-        surrogate = Surrogate(wrapped, processor)
-        self.check(surrogate, surrogates("llava"))
-        heads: list[int] = []
-        model.lm_head.register_forward_pre_hook(lambda _, args: heads.append(args[0].shape[1]))
-        tokens = surrogate.forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1]).logits.shape[1]
-        assert heads == [tokens + 1]
-        with wrapped.disable_adapter(), torch.no_grad():
-            bare = surrogate.forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1]).logits
-        torch.testing.assert_close(
-            bare, surrogates("llava").forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1]).logits.detach()
-        )
-
-    def test_loaded_into_the_model_by_transformers(
-        self, own_pair: Callable[[str], Pair], surrogates: Callable[[str], Surrogate], config: LoraConfig
-    ) -> None:
-        model, processor = own_pair("llava")
-        model.add_adapter(config)
-        assert hasattr(model, "peft_config")
-        self.check(Surrogate(model, processor), surrogates("llava"))
-
-    def test_from_a_folder_of_an_adapter(
-        self,
-        own_pair: Callable[[str], Pair],
-        surrogates: Callable[[str], Surrogate],
-        config: LoraConfig,
-        tmp_path: Path,
-    ) -> None:
-        model, processor = own_pair("llava")
-        model.save_pretrained(tmp_path / "base")
-        assert isinstance(model.config, LlavaConfig)
-        model.config._name_or_path = model.name_or_path = str(tmp_path / "base")
-        wrapped = get_peft_model(model, config)
-        wrapped.save_pretrained(tmp_path / "adapter")
-        processor.save_pretrained(tmp_path / "adapter")
-        loaded = Surrogate.from_pretrained(str(tmp_path / "adapter"))
-        self.check(loaded, surrogates("llava"))
-        with torch.no_grad():
-            outputs = [s.forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1])
-                       for s in (loaded, Surrogate(wrapped, processor))]  # fmt: skip
-        torch.testing.assert_close(outputs[0].logits, outputs[1].logits)

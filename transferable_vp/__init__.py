@@ -11,25 +11,31 @@ from .modeling import TransferableVisualPrompt
 
 if TYPE_CHECKING:
     from .data import Example, ExampleCollator, Task, load_data
-    from .evaluation import Evaluation, evaluate, random_prompt, transfer_report
+    from .endpoints import Endpoint
+    from .evaluation import Evaluation, evaluate
+    from .generation import generate
     from .objectives import FeatureConsistency, Objective, Step, TaskSemantics
     from .optim import PaperSGD
     from .scoring import score_candidates
     from .surrogate import Surrogate
+    from .tasks import PaperTask, get_task
     from .trainer import TransferableVisualPromptTrainer
     from .training_args import TransferableVisualPromptTrainingArguments
+    from .transfer import random_prompt, transfer_report
 
 __version__ = "0.1.0.dev0"
 
 # The two classes above come with the package, so that AutoConfig and AutoModel know them; the rest on first use, so that
 # applying a prompt does not import the Trainer.
 _LAZY = {
+    "Endpoint": "endpoints",
     "Evaluation": "evaluation",
     "Example": "data",
     "ExampleCollator": "data",
     "FeatureConsistency": "objectives",
     "Objective": "objectives",
     "PaperSGD": "optim",
+    "PaperTask": "tasks",
     "Step": "objectives",
     "Surrogate": "surrogate",
     "Task": "data",
@@ -37,21 +43,25 @@ _LAZY = {
     "TransferableVisualPromptTrainer": "trainer",
     "TransferableVisualPromptTrainingArguments": "training_args",
     "evaluate": "evaluation",
+    "generate": "generation",
+    "get_task": "tasks",
     "load_data": "data",
-    "random_prompt": "evaluation",
+    "random_prompt": "transfer",
     "score_candidates": "scoring",
-    "transfer_report": "evaluation",
+    "transfer_report": "transfer",
 }
 
 __all__ = [
     "TransferableVisualPrompt",
     "TransferableVisualPromptConfig",
+    "Endpoint",
     "Evaluation",
     "Example",
     "ExampleCollator",
     "FeatureConsistency",
     "Objective",
     "PaperSGD",
+    "PaperTask",
     "Step",
     "Surrogate",
     "Task",
@@ -59,6 +69,8 @@ __all__ = [
     "TransferableVisualPromptTrainer",
     "TransferableVisualPromptTrainingArguments",
     "evaluate",
+    "generate",
+    "get_task",
     "load_data",
     "random_prompt",
     "score_candidates",

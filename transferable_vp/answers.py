@@ -61,6 +61,19 @@ def append(
     return result, start, labels
 
 
+def left_padded(inputs: dict[str, Any], pad: int = 0, side: str = "", repeated: Sequence[str] = ()) -> dict[str, Any]:
+    """Moves the padding of every row from the right side, where [`append`] has it, to the left."""
+    mask = inputs[f"{side}attention_mask"]
+    lengths = mask.sum(1).tolist()
+    result = dict(inputs)
+    for name in (n for n in (*PER_TOKEN, *repeated) if side + n in inputs):
+        moved = torch.full_like(inputs[side + name], pad if name == "input_ids" else 0)
+        for row, length in enumerate(lengths):
+            moved[row, mask.shape[1] - length :] = inputs[side + name][row, :length]
+        result[side + name] = moved
+    return result
+
+
 def with_decoder_inputs(
     model: PreTrainedModel, inputs: dict[str, Any], rows: int, text_in_decoder: bool
 ) -> dict[str, Any]:
@@ -87,6 +100,6 @@ def without_end(inputs: dict[str, Any], end: int | None) -> dict[str, Any]:
     # The last 1 of every row, whichever side the padding is on.
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
     rows = torch.arange(len(mask), device=mask.device)
-    if (inputs["input_ids"][rows, last] == end).all():
+    if end is not None and (inputs["input_ids"][rows, last] == end).all():
         mask[rows, last] = 0
     return {**inputs, "attention_mask": mask}

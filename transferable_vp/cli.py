@@ -26,31 +26,24 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measures a prompt on models, and writes the transfer report."""
+    """Measures a prompt on models, here or behind an API, and writes the transfer report."""
     import torch
+    from accelerate import PartialState
 
-    from .data import Task, load_data
-    from .evaluation import transfer_report
-    from .modeling import TransferableVisualPrompt
+    from .measure import measure
     from .pictures import save_transfer_chart
     from .report import format_table, write_json
-    from .surrogate import Surrogate
 
-    prompt = TransferableVisualPrompt.from_pretrained(args.prompt)
-    dataset = load_data(args.dataset, args.split, args.dataset_name)
-    columns = ("image_column", "answer_column", "question_column", "question", "candidates")
-    task = Task.infer(dataset, **{name: getattr(args, name) for name in columns})
-    if task.candidates is None:
-        raise ValueError(
-            "There are no answers to choose from: the dataset has no class labels, so give `--candidates`."
-        )
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    models = [Surrogate.from_pretrained(path, dtype=args.dtype).to(device) for path in args.model]
-    report = transfer_report(
-        models, dataset, task, [prompt], source=args.source, title=args.title or f"{args.dataset} ({args.split})",
-        settings={"prompt": args.prompt, "models": args.model, "dtype": args.dtype}, batch_size=args.batch_size,
-        skip_bad_images=args.skip_bad_images,
-    )  # fmt: skip
+    # Without being told so, accelerate starts no group of processes where there is no accelerator.
+    state = PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
+    if state.num_processes > 1 and args.no_cache:
+        raise ValueError("Several processes exchange their answers through the cache: leave out --no_cache.")
+    if state.num_processes > 1:
+        measure(args, state.device, (state.process_index, state.num_processes))
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return
+    report = measure(args, state.device)
     output = Path(args.output_dir)
     write_json(report, output / "transfer.json")
     save_transfer_chart(report, output / "transfer_chart.png")
@@ -181,11 +174,11 @@ def make_parser() -> argparse.ArgumentParser:
                               epilog="example: transferable-vp evaluate --prompt runs/demo/prompt --model zoo/llava "
                               "zoo/idefics3 --dataset photos/ --output_dir runs/photos")  # fmt: skip
     sub.add_argument("--prompt", required=True, help="folder or Hub id of the prompt")
-    sub.add_argument("--model", required=True, nargs="+", help="folders or Hub ids of the models to measure")
+    sub.add_argument("--model", nargs="+", default=[], help="folders or Hub ids of the models to measure")
     sub.add_argument("--source", nargs="*", default=[], help="names of those models the prompt was learned on")
-    sub.add_argument(
-        "--dataset", required=True, help="Hub id, folder or file (parquet, csv, json, one folder per class)"
-    )
+    sub.add_argument("--task", help="a task of the paper: dataset, question, answers and metric (see docs/tasks.md)")
+    sub.add_argument("--dataset", help="Hub id, folder or file (parquet, csv, json, one folder per class); with --task "
+                     "a local copy of its dataset")  # fmt: skip
     sub.add_argument("--dataset_name", help="configuration of a Hub dataset")
     sub.add_argument("--split", default="test", help="split to measure on, as test[:500] (default: %(default)s)")
     sub.add_argument("--image_column", help="column of images (default: found)")
@@ -193,12 +186,29 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--question_column", help="column of questions (default: found, if there is one)")
     sub.add_argument("--question", help="question asked of every image, where there is no column of them")
     sub.add_argument("--candidates", nargs="+", help="answers to choose from (default: the class names)")
+    sub.add_argument("--metric", choices=["candidate_accuracy", "pope", "auroc", "counting"],
+                     help="what is reported (default: the task's, else candidate_accuracy)")  # fmt: skip
+    sub.add_argument("--by", choices=["rank", "generate"], help="rank the candidates by likelihood, or let the model "
+                     "write and read its answer (default: rank; of an API, generate)")  # fmt: skip
+    sub.add_argument("--length", default="mean", choices=["mean", "sum"],
+                     help="a candidate's likelihood is the mean (the paper) or the sum over its tokens")  # fmt: skip
+    sub.add_argument("--max_new_tokens", type=int, default=16, help="longest written answer (default: %(default)s)")
     sub.add_argument("--title", help="name of the task in the report")
     sub.add_argument("--dtype", default="auto", help="precision of the models (default: %(default)s)")
-    sub.add_argument("--device", help="where the models run (default: cuda if there is one, else cpu)")
+    sub.add_argument("--device", help="where the models run (default: an accelerator if there is one, else cpu)")
     sub.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: %(default)s)")
     sub.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
     sub.add_argument("--output_dir", default="runs/evaluate", help="where the report goes (default: %(default)s)")
+    sub.add_argument("--no_cache", action="store_true", help="keep no answers; by default they are in OUTPUT_DIR/answers, "
+                     "and a run that was stopped goes on from there")  # fmt: skip
+    sub.add_argument("--api_base", help="address of an OpenAI-compatible server, as http://localhost:8000/v1")
+    sub.add_argument("--api_model", nargs="+", default=[], help="names of models there, to measure as well")
+    sub.add_argument("--api_key_env", help="environment variable with the key (default: OPENAI_API_KEY)")
+    sub.add_argument("--api_concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
+    sub.add_argument(
+        "--api_timeout", type=float, default=60, help="seconds that a request may take (default: %(default)s)"
+    )
+    sub.add_argument("--api_extra_body", metavar="JSON", help="fields added to every request, as a JSON object")
     sub.set_defaults(function=evaluate)
 
     sub = commands.add_parser("apply", help="write prompted PNGs of images", description=apply.__doc__,

@@ -58,7 +58,7 @@ class Task:
         candidates (`Sequence[str]`, *optional*):
             The answers to choose from. Needed to measure accuracy; without it only the loss is measured.
         caption (`str`, *optional*, defaults to `"this is a photo of a {answer}"`):
-            Text that TSE pulls the image towards, with `{answer}` in it.
+            Text that TSE pulls the image towards, with `{answer}` and, if need be, `{question}` in it.
         flip (`bool`, *optional*, defaults to `False`):
             Whether training may mirror images. The paper's code mirrors those of every task; wrong for digits and text.
     """
@@ -118,7 +118,9 @@ class Task:
         answer = self.answer(row, index)
         question = self.question if self.question_column is None else str(row[self.question_column])
         image = decode(row[self.image_column], index)
-        return Example(image, question, answer, self.caption.replace("{answer}", answer))
+        return Example(
+            image, question, answer, self.caption.replace("{question}", question).replace("{answer}", answer)
+        )
 
     def answer(self, row: dict[str, Any], index: int | None = None) -> str:
         """The right answer of a row, as text."""

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 from .bundled import bundled, import_bundled
 from .configuration import TransferableVisualPromptConfig
 from .data import Task
-from .evaluation import evaluate, transfer_report
+from .evaluation import evaluate
 from .html_report import write_html
 from .modeling import TransferableVisualPrompt
 from .objectives import TaskSemantics
@@ -28,6 +28,7 @@ from .report import format_table, write_json
 from .surrogate import Surrogate
 from .trainer import TransferableVisualPromptTrainer
 from .training_args import TransferableVisualPromptTrainingArguments
+from .transfer import transfer_report
 
 
 MEMBERS = ("llava", "idefics3", "paligemma", "instructblip")

@@ -1,22 +1,35 @@
-"""What a prompt does for a model: answers ranked, compared and put into a transfer report."""
+"""What a model answers, with and without a prompt, and whether that is right."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
+from .cache import AnswerCache, given
 from .data import BadImageError, Example, Task, undecoded
+from .endpoints import offer
+from .generation import generate
 from .images import to_images, to_pil
+from .metrics.answers import match_candidate, normalize, number, yes_no
 from .modeling import TransferableVisualPrompt
-from .report import paired_bootstrap
-from .scoring import score_candidates
+from .scoring import Length, score_candidates
 from .surrogate import Surrogate, SurrogateOutput, answer_loss
+
+
+if TYPE_CHECKING:
+    from .endpoints import Endpoint
+
+
+By = Literal["rank", "generate"]
 
 
 @dataclass
@@ -27,13 +40,18 @@ class Evaluation:
     Attributes:
         values (`np.ndarray`): float64 `(n,)`, 1 for a right answer and 0 for a wrong one; for tasks without candidates
             the cross-entropy of each right answer.
-        answers (`list[str]`): The model's answers (empty without candidates).
+        answers (`list[str]`): The model's answers (empty without candidates); of a written answer that is none of the
+            candidates, the text.
         skipped (`int`): Number of images that could not be read.
+        references (`list[str]`): The right answers.
+        scores (`list[list[float]]`): Log-likelihoods of all candidates, one list per image; empty for written answers.
     """
 
     values: np.ndarray
     answers: list[str] = field(default_factory=list)
     skipped: int = 0
+    references: list[str] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
@@ -44,7 +62,7 @@ class Evaluation:
 # Not `inference_mode`: image processors cache tensors of their own, and one made in that mode cannot be used in training.
 @torch.no_grad()
 def evaluate(
-    surrogate: Surrogate,
+    model: Surrogate | Endpoint,
     dataset: Any,
     task: Task,
     prompt: TransferableVisualPrompt | None = None,
@@ -54,21 +72,37 @@ def evaluate(
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
     description: str | None = None,
+    *,
+    by: By = "rank",
+    length: Length = "mean",
+    max_new_tokens: int = 16,
+    metric: str = "candidate_accuracy",
+    cache: AnswerCache | None = None,
 ) -> Evaluation:
     r"""
-    Ranks the candidates of every row and compares the best with the right answer.
+    Asks a model about every row and compares its answer with the right one.
 
     Args:
-        surrogate ([`Surrogate`]): The model.
+        model ([`Surrogate`] or [`Endpoint`]): The model, here or behind an API.
         dataset (`datasets.Dataset`, `datasets.IterableDataset` or a sequence of `dict`): The rows.
         task ([`Task`]): How to read them.
         prompt ([`TransferableVisualPrompt`], *optional*): Without it the model is given the images as they are.
         prompted (`bool`, *optional*, defaults to `True`): With `False`, the prompt's geometry with a black border.
-        batch_size (`int`, *optional*, defaults to 32): Images per forward pass.
+        batch_size (`int`, *optional*, defaults to 32): Images per forward pass; of an API, questions between two writes
+            to the cache at most.
         skip_bad_images (`bool`, *optional*, defaults to `False`): Whether to leave out images that cannot be read.
         shard (`tuple[int, int]`, *optional*, defaults to `(0, 1)`): This process's index and the number of processes.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
         description (`str`, *optional*): Text of the bar. Defaults to the model's name.
+        by (`str`, *optional*, defaults to `"rank"`):
+            `"rank"` takes the likeliest candidate, by [`score_candidates`], or of an API by the log-probabilities of
+            the letters of its options; `"generate"` lets the model write, and reads its answer.
+        length (`str`, *optional*, defaults to `"mean"`): As in [`score_candidates`].
+        max_new_tokens (`int`, *optional*, defaults to 16): Where a written answer is cut; an API has its own setting.
+        metric (`str`, *optional*, defaults to `"candidate_accuracy"`):
+            How a written answer is read: as one of the candidates, as yes or no (`"pope"`, `"auroc"`), or as a number
+            (`"counting"`).
+        cache ([`AnswerCache`], *optional*): Where answers are kept, and found again.
 
     Returns:
         [`Evaluation`]
@@ -79,50 +113,153 @@ def evaluate(
     dataset = undecoded(dataset)
     rows = islice(iter(dataset), shard[0], None, shard[1])
     total = len(range(shard[0], len(dataset), shard[1])) if hasattr(dataset, "__len__") else None
+    result = Evaluation(np.empty(0))
     values: list[float] = []
-    answers: list[str] = []
-    skipped = 0
-    with tqdm(total=total, desc=description or surrogate.name, unit="img", disable=not progress, leave=False) as bar:
+    ask = partial(_ask, model, task, by=by, length=length, max_new_tokens=max_new_tokens)
+    with tqdm(total=total, desc=description or model.name, unit="img", disable=not progress, leave=False) as bar:
         for batch in _batches(_examples(rows, task, skip_bad_images, shard), batch_size):
             examples = [e for e in batch if e is not None]
-            skipped += len(batch) - len(examples)
+            result.skipped += len(batch) - len(examples)
             bar.update(len(batch))
             if examples:
-                values += _measure(surrogate, examples, task, prompt, prompted, answers)
+                shown = _shown(examples, prompt, prompted)
+                for example, raw in zip(examples, _cached(ask, examples, shown, task, cache), strict=True):
+                    values.append(_judge(raw, example, task, metric, by, result))
     if not values and shard[1] == 1:
-        raise ValueError(
-            f"There is nothing to evaluate: no rows{f', {skipped} unreadable images' if skipped else ''}."
-        )
-    return Evaluation(np.asarray(values, dtype=np.float64), answers, skipped)
+        skipped = f", {result.skipped} unreadable images" if result.skipped else ""
+        raise ValueError(f"There is nothing to evaluate: no rows{skipped}.")
+    result.values = np.asarray(values, dtype=np.float64)
+    return result
 
 
-def _measure(
-    surrogate: Surrogate,
-    examples: Sequence[Example],
-    task: Task,
-    prompt: TransferableVisualPrompt | None,
-    prompted: bool,
-    answers: list[str],
-) -> list[float]:
+def _shown(
+    examples: Sequence[Example], prompt: TransferableVisualPrompt | None, prompted: bool
+) -> list[Image.Image | torch.Tensor]:
+    """What the model sees: 8-bit images, or the float canvases of an unbounded prompt."""
     images: Any = [example.image for example in examples]
+    if prompt is None:
+        # Here too, every image is turned upright and made 8-bit RGB as the prompt would have it: processors do neither,
+        # and the two sides of a comparison must show the same picture.
+        return [to_pil(to_images(image)[0]) for image in images]
+    canvases = prompt(images, prompted=prompted)
+    return list(canvases) if prompt.config.value_range == "unbounded" else [to_pil(canvas) for canvas in canvases]
+
+
+def _cached(
+    ask: Callable[..., None],
+    examples: Sequence[Example],
+    shown: Sequence[Image.Image | torch.Tensor],
+    task: Task,
+    cache: AnswerCache | None,
+) -> list[Any]:
+    """The model's raw answers, from the cache where it has them; the others are asked for and kept as they come."""
+    found: dict[int, Any] = {}
+    keys: list[str] = []
+    if cache is not None:
+        ranked = list(task.candidates or ())
+        keys = [
+            given(image, example.question, [*ranked, *([] if ranked else [example.answer])])
+            for image, example in zip(shown, examples, strict=True)
+        ]
+        found = {row: raw for row, key in enumerate(keys) if (raw := cache.get(key)) is not None}
+    new = [row for row in range(len(examples)) if row not in found]
+
+    def keep(row: int, raw: Any) -> None:
+        found[new[row]] = raw
+        if cache is not None:
+            cache.put({keys[new[row]]: raw})
+
+    if new:
+        ask([examples[row] for row in new], [shown[row] for row in new], keep)
+    return [found[row] for row in range(len(examples))]
+
+
+def _ask(
+    model: Surrogate | Endpoint,
+    task: Task,
+    examples: Sequence[Example],
+    shown: Sequence[Any],
+    keep: Callable[[int, Any], None],
+    by: By,
+    length: Length,
+    max_new_tokens: int,
+) -> None:
+    """Hands raw answers by row to `keep`: a text, a list of log-likelihoods or, without candidates, a loss."""
     questions = [example.question for example in examples]
-    canvas = None if prompt is None else prompt(images, prompted=prompted)
-    unbounded = prompt is not None and prompt.config.value_range == "unbounded"
-    # Without a prompt too, every image is turned upright and made 8-bit RGB as the prompt would have it: processors do
-    # neither, and the two sides of a comparison must show the same picture.
-    images = [to_pil(to_images(i)[0]) for i in images] if canvas is None else [to_pil(c) for c in canvas]
-    given = canvas if unbounded else None
-    if task.candidates is None:
-        inputs = surrogate.encode(images, questions, given, unbounded)
-        inputs, start, labels = surrogate.append_answers(inputs, questions, [e.answer for e in examples])
-        logits = surrogate.answer_logits(inputs, start, labels.shape[1])
-        return [
+    if by == "generate" and task.candidates is not None:
+        # In the same words to a model here and to one behind an API.
+        questions = [offer(question, task.candidates) for question in questions]
+    if not isinstance(model, Surrogate):
+        _ask_endpoint(model, task, shown, questions, keep, by)
+        return
+    unbounded = isinstance(shown[0], torch.Tensor)
+    images, canvas = ([to_pil(c) for c in shown], shown) if unbounded else (shown, None)
+    values: Iterable[Any]
+    if by == "generate":
+        values = generate(model, images, questions, canvas, max_new_tokens)
+    elif task.candidates is not None:
+        scores = score_candidates(model, images, questions, [task.candidates] * len(images), canvas, length)
+        values = [score.tolist() for score in scores]
+    else:
+        inputs = model.encode(images, questions, canvas, unbounded)
+        inputs, start, labels = model.append_answers(inputs, questions, [e.answer for e in examples])
+        logits = model.answer_logits(inputs, start, labels.shape[1])
+        values = [
             answer_loss(SurrogateOutput(x[None], y[None], None)).item() for x, y in zip(logits, labels, strict=True)
         ]
-    scores = score_candidates(surrogate, images, questions, [task.candidates] * len(images), given)
-    best = [task.candidates[int(score.argmax())] for score in scores]
-    answers += best
-    return [float(answer == example.answer) for answer, example in zip(best, examples, strict=True)]
+    for row, value in enumerate(values):
+        keep(row, value)
+
+
+def _ask_endpoint(
+    endpoint: Endpoint,
+    task: Task,
+    shown: Sequence[Any],
+    questions: Sequence[str],
+    keep: Callable[[int, Any], None],
+    by: By,
+) -> None:
+    if isinstance(shown[0], torch.Tensor):
+        raise ValueError(
+            "An unbounded prompt has values that no image can carry, so it cannot be shown to a model behind an API: use "
+            "a displayable one."
+        )
+    if by == "generate":
+        endpoint.answer(shown, questions, on_answer=keep, progress=False)
+    elif task.candidates is None:
+        raise ValueError("There are no candidates to rank: give some, or let the model write (`by='generate'`).")
+    else:
+        endpoint.rank(shown, questions, [task.candidates] * len(questions), on_scores=keep, progress=False)
+
+
+def _judge(raw: Any, example: Example, task: Task, metric: str, by: By, result: Evaluation) -> float:
+    """1 for a right answer and 0 for a wrong one, which is added to `result`; or the loss."""
+    result.references.append(example.answer)
+    if by == "rank" and task.candidates is None:
+        return float(raw)
+    if by == "rank":
+        result.scores.append(raw)
+        # A row of nothing but -inf (no letter among those an API names) is no choice at all.
+        answer = task.candidates[int(np.argmax(raw))] if max(raw) > -math.inf else ""  # type: ignore[index]
+        right = answer == example.answer
+    else:
+        answer, right = _read(raw, example, task, metric)
+    result.answers.append(answer)
+    return float(right)
+
+
+def _read(text: str, example: Example, task: Task, metric: str) -> tuple[str, bool]:
+    """What a written answer says, and whether it is right."""
+    if metric in ("pope", "auroc"):
+        said = yes_no(text)
+        return said or text, said == yes_no(example.answer)
+    if metric == "counting":
+        count = number(text)
+        return text if count is None else str(count), count is not None and count == number(example.answer)
+    if task.candidates is not None:
+        found = match_candidate(text, task.candidates)
+        return found or text, found == example.answer
+    return text, normalize(text) == normalize(example.answer)
 
 
 def _examples(
@@ -140,82 +277,3 @@ def _examples(
 def _batches(examples: Iterator[Example | None], size: int) -> Iterator[list[Example | None]]:
     while batch := list(islice(examples, size)):
         yield batch
-
-
-def random_prompt(prompt: TransferableVisualPrompt, seed: int) -> TransferableVisualPrompt:
-    """A prompt of the same geometry whose learned pixels are drawn uniformly, the control of reports."""
-    generator = torch.Generator().manual_seed(seed)
-    control = TransferableVisualPrompt(prompt.config)
-    with torch.no_grad():
-        noise = torch.rand(control.delta.shape, generator=generator)
-        overlay = (noise * 2 - 1) * prompt.config.epsilon
-        control.delta.copy_(torch.where(control.border_mask, noise, overlay))
-    return control.project_()
-
-
-def transfer_report(
-    targets: Sequence[Surrogate],
-    dataset: Any,
-    task: Task,
-    prompts: Sequence[TransferableVisualPrompt],
-    *,
-    source: Sequence[str],
-    title: str,
-    baselines: Sequence[TransferableVisualPrompt] = (),
-    seeds: Sequence[int] = (0,),
-    settings: dict[str, Any] | None = None,
-    batch_size: int = 32,
-    skip_bad_images: bool = False,
-    progress: bool = True,
-) -> dict[str, Any]:
-    r"""
-    Measures prompts on every model, against the unprompted image and the controls, on the same examples.
-
-    Args:
-        targets (`Sequence[Surrogate]`): The models, source included.
-        dataset, task: As in [`evaluate`].
-        prompts (`Sequence[TransferableVisualPrompt]`): The prompts to judge, one per training seed.
-        source (`Sequence[str]`): Names of the models that they were learned on.
-        title (`str`): Name of the task.
-        baselines (`Sequence[TransferableVisualPrompt]`, *optional*): Prompts of the task loss alone (VP), one per seed.
-        seeds (`Sequence[int]`, *optional*, defaults to `(0,)`): The training seeds; the random border uses them too.
-        settings (`dict`, *optional*): Whatever else made the numbers.
-        batch_size, skip_bad_images, progress: As in [`evaluate`].
-
-    Returns:
-        `dict`: See `transferable_vp.report`. Columns are means over seeds; the interval is a paired bootstrap over
-        examples.
-    """
-    report: dict[str, Any] = {"source": " + ".join(source), "task": title, "seeds": list(seeds), "settings": settings or {},
-                              "targets": []}  # fmt: skip
-    shape = prompts[0]
-    conditions: dict[str, list[tuple[TransferableVisualPrompt | None, bool]]] = {
-        "full_image": [(None, True)],
-        "zero_border": [(shape, False)],
-        "random_border": [(random_prompt(shape, seed), True) for seed in seeds],
-        "vp": [(prompt, True) for prompt in baselines],
-        "tvp": [(prompt, True) for prompt in prompts],
-    }
-    runs = [(name, *run) for name, some in conditions.items() for run in some]
-    with tqdm(total=len(targets) * len(runs), desc=f"evaluating {title}", disable=not progress) as bar:
-        for target in targets:
-            values: dict[str, list[np.ndarray]] = {name: [] for name in conditions}
-            for name, prompt, prompted in runs:
-                bar.set_postfix_str(f"{target.name}, {name.replace('_', ' ')}")
-                result = evaluate(target, dataset, task, prompt, prompted, batch_size, skip_bad_images, progress=False)
-                values[name].append(result.values)
-                bar.update()
-            means = {name: float(np.mean(runs_)) if runs_ else None for name, runs_ in values.items()}
-            low, high = paired_bootstrap(values["zero_border"][0], np.stack(values["tvp"]))
-            report["targets"].append(
-                {
-                    "model": target.name,
-                    "family": target.config.model_type,
-                    "is_source": target.name in source,
-                    "n": len(values["zero_border"][0]),
-                    **means,
-                    "delta": means["tvp"] - means["zero_border"],  # type: ignore[operator]
-                    "delta_ci95": [low, high],
-                }
-            )
-    return report

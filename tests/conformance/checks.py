@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import Llama4ImageProcessor, PreTrainedModel, ProcessorMixin
 
 from transferable_vp import Surrogate, TransferableVisualPrompt
+from transferable_vp.generation import generate
 from transferable_vp.scoring import score_candidates
 from transferable_vp.surrogate import SurrogateOutput, answer_loss
 
@@ -295,6 +296,20 @@ def naive_text_inputs(case: Case, arguments: dict[str, Any], answer: str, ids: l
     return inputs
 
 
+@torch.no_grad()
+def check_generation(case: Case) -> None:
+    """(g) A batch writes, token by token, what full passes find most likely for each row alone."""
+    images = case.prompt().apply(case.images)
+    answers = generate(case.surrogate, images, QUESTIONS, max_new_tokens=4)
+    for image, question, answer in zip(images, QUESTIONS, answers, strict=True):
+        written: list[int] = []
+        while len(written) < 4 and case.surrogate.end_token_id not in written:
+            inputs = case.surrogate.encode([image], [question])
+            inputs, start, labels = case.surrogate.append_ids(inputs, [[*written, 0]])
+            written.append(int(case.surrogate.answer_logits(inputs, start, labels.shape[1])[0, -1].argmax()))
+        assert answer == case.surrogate.tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
     "attach": check_attach,
     "pixels": check_pixels,
@@ -305,6 +320,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "placeholders": check_placeholders,
     "learning": check_learning,
     "ranking": check_ranking,
+    "generation": check_generation,
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 import roster
 import torch
 import transformers
+from checks import CHECKS
 
 
 OUTCOMES = pytest.StashKey[dict[str, dict[str, str]]]()
@@ -54,6 +55,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
                 checks[check] = max(
                     checks.get(check, outcome), outcome, key=["not applicable", "passed", "failed"].index
                 )
+        # In the order of the suite, not in that in which processes were done.
+        checks = {check: checks[check] for check in (*CHECKS, "refused") if check in checks}
         models.append({"model_type": model_type, **_verdict(model_type, checks), "checks": checks})
     document = {"command": "make support", "transformers": transformers.__version__, "torch": torch.__version__,
                 "models": models}  # fmt: skip

@@ -1,0 +1,162 @@
+"""Gradient checkpointing of frozen models: the same gradient, layers run again, dropout off."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+
+import pytest
+import tiny
+import torch
+from by_hand import T5, t5_pair
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from transferable_vp.checkpointing import checkpoint_layers
+from transferable_vp.surrogate import Surrogate, answer_loss
+
+
+Pair = tuple[PreTrainedModel, ProcessorMixin]
+QUESTIONS = ["What is it?", "Which colour is the square in the picture, and why is it so?"]
+ANSWERS = ["red", "a blue square"]
+all_families = pytest.mark.parametrize("family", [*tiny.FAMILIES, T5])
+
+
+@pytest.fixture
+def own_pair(pair: Callable[[str], Pair]) -> Callable[[str], Pair]:
+    """Gives a test its own copy of model and processor of a family, T5 included."""
+    return lambda family: copy.deepcopy(t5_pair()) if family == T5 else pair(family)
+
+
+@pytest.fixture(scope="module")
+def surrogates(shared_pair: Callable[[str], Pair]) -> Callable[[str], Surrogate]:
+    """Gives the surrogate of a family, made once, of a copy of its own. For tests that do not change it."""
+    return functools.cache(
+        lambda family: Surrogate(*copy.deepcopy(t5_pair() if family == T5 else shared_pair(family)), name=family)
+    )
+
+
+@pytest.fixture
+def surrogate(family: str, surrogates: Callable[[str], Surrogate]) -> Surrogate:
+    return surrogates(family)
+
+
+def make_canvas(count: int = 1, size: int = 40, seed: int = 0) -> torch.Tensor:
+    """Noise that no 8-bit image holds, of a size that every processor has to resize."""
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def language_model(model: nn.Module) -> nn.Module:
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in ("language_model", "text_model"):
+            return module
+    raise AssertionError("no language model")
+
+
+class TestGradientCheckpointing:
+    @all_families
+    @pytest.mark.parametrize("late", [False, True])
+    def test_the_gradient_is_the_same(
+        self, family: str, surrogate: Surrogate, own_pair: Callable[[str], Pair], late: bool
+    ) -> None:
+        checkpointed = Surrogate(*own_pair(family), gradient_checkpointing=not late)
+        if late:
+            checkpointed.enable_gradient_checkpointing()
+        linears: dict[str, nn.Module] = {}
+        for name, layer in checkpointed.model.named_modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                linears[name] = next(part for part in layer.modules() if isinstance(part, nn.Linear))
+        runs = dict.fromkeys(linears, 0)
+        for name, linear in linears.items():
+            linear.register_forward_pre_hook(lambda *_, name=name: runs.update({name: runs[name] + 1}))
+        gradients = []
+        for model in (surrogate, checkpointed):
+            canvas = make_canvas(2)
+            output = model.forward(canvas, QUESTIONS[:2], ANSWERS[:2], with_features=True)
+            assert output.features is not None
+            (answer_loss(output) + output.features.square().mean()).backward()
+            gradients.append(canvas.grad)
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-8)
+        # Every layer on the way to the image once forward and once again backward, whatever part of the model it is in.
+        assert any("vision" in name or "visual" in name for name in runs)
+        assert any("vision" not in name and "visual" not in name for name in runs)
+        assert {name: count for name, count in runs.items() if count != 2} == {}
+
+    def test_dropout_stays_off(self, own_pair: Callable[[str], Pair]) -> None:
+        model, processor = own_pair("blip-2")
+
+        def gradient(surrogate: Surrogate) -> torch.Tensor:
+            canvas = make_canvas()
+            answer_loss(surrogate.forward(canvas, QUESTIONS[:1], ANSWERS[:1])).backward()
+            assert canvas.grad is not None
+            return canvas.grad
+
+        layers = language_model(model).model.decoder.layers
+        for layer in layers:
+            layer.dropout = layer.self_attn.dropout = 0.5
+        surrogate = Surrogate(model, processor)
+        expected = gradient(surrogate)
+        surrogate.enable_gradient_checkpointing()
+        assert torch.equal(gradient(surrogate), expected)
+        # And that is not because there is none.
+        layers[0].gradient_checkpointing = False
+        assert not torch.allclose(gradient(surrogate), expected)
+
+
+class Layer(GradientCheckpointingLayer):
+    """Notes how it is run: whether in training mode, and whether with a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout, self.modes = nn.Linear(3, 3), nn.Dropout(0.5), []
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.modes.append((self.training, self.dropout.training))
+        return self.dropout(self.linear(hidden)).tanh()
+
+
+class TestLayers:
+    @pytest.fixture
+    def model(self) -> nn.Sequential:
+        model = nn.Sequential(Layer(), nn.ModuleDict({"deep": Layer()})["deep"], nn.Linear(3, 3))
+        return model.eval().requires_grad_(False)
+
+    def test_a_layer_runs_again_as_it_ran(self, model: nn.Sequential) -> None:
+        hidden = torch.rand(2, 3, requires_grad=True)
+        (expected,) = torch.autograd.grad(model(hidden).sum(), hidden)
+        checkpoint_layers(model)
+        for layer in model[:2]:
+            layer.modes.clear()
+        loss = model(hidden).sum()
+        assert [layer.modes for layer in model[:2]] == [[(False, False)]] * 2
+        (gradient,) = torch.autograd.grad(loss, hidden)
+        assert torch.equal(gradient, expected)
+        assert [layer.modes for layer in model[:2]] == [[(False, False)] * 2] * 2
+
+    def test_nothing_else_goes_to_training_mode(self, model: nn.Sequential) -> None:
+        checkpoint_layers(model)
+        # What transformers asks for before it checkpoints; their own parts stay in evaluation mode.
+        assert [layer.training for layer in model] == [True, True, False]
+        assert not any(layer.dropout.training for layer in model[:2])
+        model(torch.rand(2, 3, requires_grad=True))
+        assert [layer.training for layer in model] == [True, True, False]
+
+    def test_an_error_leaves_a_layer_checkpointed(self, model: nn.Sequential) -> None:
+        checkpoint_layers(model)
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
+            model(torch.rand(2, 5, requires_grad=True))
+        assert model[0].training
+        hidden = torch.rand(2, 3, requires_grad=True)
+        for layer in model[:2]:
+            layer.modes.clear()
+        model(hidden).sum().backward()
+        assert hidden.grad is not None
+        assert [len(layer.modes) for layer in model[:2]] == [2, 2]
+
+    def test_the_model_stays_frozen(self, model: nn.Sequential) -> None:
+        checkpoint_layers(model)
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        model(torch.rand(2, 3, requires_grad=True)).sum().backward()
+        assert all(parameter.grad is None for parameter in model.parameters())
