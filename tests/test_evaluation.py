@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig, evaluation
 from transferable_vp.data import BadImageError, Task
+from transferable_vp.endpoints import offer
 from transferable_vp.evaluation import Evaluation, evaluate
 from transferable_vp.scoring import score_candidates
 from transferable_vp.surrogate import Surrogate, answer_loss
@@ -282,6 +283,58 @@ def test_training_goes_on_after_an_evaluation(family: str, own_pair: Callable[[s
     assert prompt.delta.grad is not None
     assert torch.isfinite(prompt.delta.grad).all()
     assert prompt.delta.grad.any()
+
+
+class TestWrittenAnswers:
+    """With `generate` rigged: what is asked, and how what was written is read."""
+
+    @pytest.fixture
+    def wrote(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        said: dict[str, Any] = {"answers": [], "questions": []}
+
+        def rigged(surrogate: Surrogate, images: Any, questions: Any, canvas: Any, max_new_tokens: int) -> list[str]:
+            said["questions"] += questions
+            said["max_new_tokens"] = max_new_tokens
+            return said["answers"][: len(images)]
+
+        monkeypatch.setattr(evaluation, "generate", rigged)
+        return said
+
+    def run(
+        self, llava: Surrogate, task: Task, right: Sequence[str], wrote: dict[str, Any], metric: str
+    ) -> Evaluation:
+        rows = [{"image": tiny.picture(seed=i), "answer": answer} for i, answer in enumerate(right)]
+        return evaluate(llava, rows, task, by="generate", metric=metric, max_new_tokens=7, progress=False)
+
+    def test_as_one_of_the_candidates(self, llava: Surrogate, wrote: dict[str, Any]) -> None:
+        wrote["answers"] = ["Red.", "it is a green one", "Bluish, I think", "red or green"]
+        result = self.run(llava, TASK, ["red", "green", "blue", "red"], wrote, "candidate_accuracy")
+        assert result.values.tolist() == [1, 1, 0, 0]
+        assert result.answers == ["red", "green", "Bluish, I think", "red or green"]
+        assert result.references == ["red", "green", "blue", "red"]
+        assert result.scores == []
+        # The candidates are offered, in the words that an API gets too.
+        assert wrote["questions"][0] == offer("Which colour?", TASK.candidates)
+        assert wrote["max_new_tokens"] == 7
+
+    def test_as_yes_or_no(self, llava: Surrogate, wrote: dict[str, Any]) -> None:
+        wrote["answers"] = ["Yes, there is.", "no", "I cannot say", "Yes"]
+        task = Task(candidates=("no", "yes"), question="Is there?")
+        result = self.run(llava, task, ["yes", "no", "no", "no"], wrote, "pope")
+        assert result.values.tolist() == [1, 1, 0, 0]
+        assert result.answers == ["yes", "no", "I cannot say", "yes"]
+
+    def test_as_a_number(self, llava: Surrogate, wrote: dict[str, Any]) -> None:
+        wrote["answers"] = ["There are three objects.", "13", "4", "none"]
+        task = Task(question="How many?")
+        result = self.run(llava, task, ["3", "3", "4", "5"], wrote, "counting")
+        assert result.values.tolist() == [1, 0, 1, 0]
+        assert wrote["questions"][0] == "How many?"
+
+    def test_as_it_is(self, llava: Surrogate, wrote: dict[str, Any]) -> None:
+        wrote["answers"] = ["A red Square!", "a circle"]
+        result = self.run(llava, Task(), ["red square", "square"], wrote, "candidate_accuracy")
+        assert result.values.tolist() == [1, 0]
 
 
 def test_the_mean_of_an_evaluation() -> None:
