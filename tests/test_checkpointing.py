@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from transferable_vp.answers import answer_loss
 from transferable_vp.checkpointing import checkpoint_layers
-from transferable_vp.surrogate import Surrogate, answer_loss
+from transferable_vp.surrogate import Surrogate
 
 
 Pair = tuple[PreTrainedModel, ProcessorMixin]

@@ -19,11 +19,12 @@ from rigged import COLOURS, RIGHT, SHOWN, TASK, Rig
 from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig, evaluation
+from transferable_vp.answers import answer_loss
 from transferable_vp.data import BadImageError, Task
 from transferable_vp.endpoints import offer
 from transferable_vp.evaluation import Evaluation, evaluate
 from transferable_vp.scoring import score_candidates
-from transferable_vp.surrogate import Surrogate, answer_loss
+from transferable_vp.surrogate import Surrogate
 
 
 Pair = tuple[PreTrainedModel, ProcessorMixin]

@@ -15,9 +15,10 @@ from tiny_clip import build_clip
 from transformers import PreTrainedModel, ProcessorMixin, SiglipConfig, SiglipModel
 
 from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig
+from transferable_vp.answers import SurrogateOutput
 from transferable_vp.images import to_pil
 from transferable_vp.objectives import FeatureConsistency, Objective, Step, TaskSemantics, task_loss
-from transferable_vp.surrogate import Surrogate, SurrogateOutput
+from transferable_vp.surrogate import Surrogate
 
 
 Pair = tuple[PreTrainedModel, ProcessorMixin]

@@ -19,8 +19,9 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp import surrogate as surrogate_module
+from transferable_vp.answers import SurrogateOutput, answer_loss
 from transferable_vp.images import to_pil
-from transferable_vp.surrogate import Surrogate, SurrogateOutput, answer_loss
+from transferable_vp.surrogate import Surrogate
 
 
 Pair = tuple[PreTrainedModel, ProcessorMixin]

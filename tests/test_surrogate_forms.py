@@ -19,9 +19,10 @@ from torch import nn
 from torch._dynamo.utils import counters
 from transformers import LlavaConfig, PreTrainedModel, ProcessorMixin, TorchAoConfig
 
+from transferable_vp.answers import answer_loss
 from transferable_vp.bundled import bundled
 from transferable_vp.scoring import score_candidates
-from transferable_vp.surrogate import Surrogate, answer_loss
+from transferable_vp.surrogate import Surrogate
 
 
 try:

@@ -40,7 +40,7 @@ from transferable_vp import (
     evaluate,
 )
 from transferable_vp import trainer as trainer_module
-from transferable_vp.surrogate import answer_loss
+from transferable_vp.answers import answer_loss
 
 
 def batch(count: int = 4) -> dict[str, Any]:

@@ -1,17 +1,37 @@
-"""A model's inputs with an answer behind the question."""
+"""Answers: what a forward pass gives of them, what they cost, and inputs with one behind the question."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 
 # Inputs with one entry per text token, which grow when an answer is appended.
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+
+
+class SurrogateOutput(NamedTuple):
+    """What one forward pass of a surrogate gives.
+
+    Attributes:
+        logits (`torch.Tensor`): `(batch, length, vocabulary)`; `logits[:, i]` predicts `labels[:, i]`.
+        labels (`torch.Tensor`): int64 `(batch, length)`, token ids of the answers, -100 elsewhere.
+        features (`torch.Tensor` or `None`): `(tokens of the whole batch, width)`, the image features of this same pass.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    features: torch.Tensor | None
+
+
+def answer_loss(output: SurrogateOutput) -> torch.Tensor:
+    """Mean cross-entropy over all answer tokens of the batch, in float32 (TVP, eq. 1)."""
+    return F.cross_entropy(output.logits.flatten(0, 1).float(), output.labels.flatten(), ignore_index=-100)
 
 
 def append(

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .answers import SurrogateOutput, answer_loss
 from .cache import AnswerCache, given
 from .data import BadImageError, Example, Task, undecoded
 from .endpoints import offer
@@ -22,7 +23,7 @@ from .images import to_images, to_pil
 from .metrics.answers import match_candidate, normalize, number, yes_no
 from .modeling import TransferableVisualPrompt
 from .scoring import Length, score_candidates
-from .surrogate import Surrogate, SurrogateOutput, answer_loss
+from .surrogate import Surrogate
 
 
 if TYPE_CHECKING:

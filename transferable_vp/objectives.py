@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
+from .answers import SurrogateOutput, answer_loss
 from .images import to_pil
 from .processing import attach
-from .surrogate import SurrogateOutput, answer_loss
 
 
 @dataclass

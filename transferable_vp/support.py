@@ -13,10 +13,11 @@ import transformers
 from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from .answers import answer_loss
 from .configuration import TransferableVisualPromptConfig
 from .modeling import TransferableVisualPrompt
 from .scoring import score_candidates
-from .surrogate import Surrogate, answer_loss
+from .surrogate import Surrogate
 
 
 # Written by `make support`, which runs tests/conformance; never by hand.

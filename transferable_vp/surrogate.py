@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
@@ -20,7 +19,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from .answers import append, with_decoder_inputs, without_end
+from .answers import SurrogateOutput, append, with_decoder_inputs, without_end
 from .checkpointing import checkpoint_layers
 from .features import FeatureRecorder, FeaturesSeen, feature_parts, features_in, flatten_features
 from .images import to_pil
@@ -61,6 +60,22 @@ class Family(NamedTuple):
     gradient_processor: type[BaseImageProcessor] | None = None
 
 
+_WRITES_PLACEHOLDERS = Family(
+    "its processor writes the image placeholders before the text by itself", places_image=True
+)
+_NO_PLACEHOLDERS = Family("its text has no placeholders: the image is all its encoder reads", places_image=True)
+_BLIP_2 = Family(
+    "its processor writes the image placeholders before the text by itself, and its forward needs pixel values",
+    places_image=True,
+    text_model="language_model",
+)
+_KOSMOS = Family(
+    "its processor writes image placeholders by itself, and a mask of where they are; its forward needs pixel values",
+    places_image=True,
+    grows=("image_embeds_position_mask",),
+    text_model="text_model",
+)
+
 # The only place that knows families. A model that is not here is treated as most are.
 FAMILIES = {
     "blip": Family(
@@ -69,17 +84,13 @@ FAMILIES = {
         places_image=True,
         begins_with_bos=True,
     ),
-    "blip-2": Family(
-        "its processor writes the image placeholders before the text by itself, and its forward needs pixel values",
-        places_image=True,
-        text_model="language_model",
-    ),
+    "blip-2": _BLIP_2,
     "cosmos3_edge": Family(
         "its model needs the token types that its processor leaves out unless asked",
         processor_kwargs={"return_mm_token_type_ids": True},
     ),
-    "florence2": Family("its processor writes the image placeholders before the text by itself", places_image=True),
-    "fuyu": Family("its processor writes the image placeholders before the text by itself", places_image=True),
+    "florence2": _WRITES_PLACEHOLDERS,
+    "fuyu": _WRITES_PLACEHOLDERS,
     "git": Family(
         "it has no placeholders: image features go before the text, by no call of `get_image_features`",
         places_image=True,
@@ -96,23 +107,9 @@ FAMILIES = {
         flat_images=True,
         grows=("image_attention_mask",),
     ),
-    "instructblip": Family(
-        "its processor writes the image placeholders before the text by itself, and its forward needs pixel values",
-        places_image=True,
-        text_model="language_model",
-    ),
-    "kosmos-2": Family(
-        "its processor writes the image placeholders by itself, and a mask of where they are; its forward needs pixel "
-        "values",
-        places_image=True,
-        grows=("image_embeds_position_mask",),
-        text_model="text_model",
-    ),
-    "kosmos-2.5": Family(
-        "its processor writes the image placeholders by itself, and a mask of where they are",
-        places_image=True,
-        grows=("image_embeds_position_mask",),
-    ),
+    "instructblip": _BLIP_2,
+    "kosmos-2": _KOSMOS,
+    "kosmos-2.5": _KOSMOS,
     "mllama": Family(
         "its text looks at the image by cross attention, through a mask with a row per token, and the features come "
         "by no call of `get_image_features`",
@@ -125,7 +122,7 @@ FAMILIES = {
         answer_token_type=1,
         text_ends_line=True,
     ),
-    "pix2struct": Family("its text has no placeholders: the image is all its encoder reads", places_image=True),
+    "pix2struct": _NO_PLACEHOLDERS,
     "pp_formulanet": Family(
         "it reads formulas and no question: its processor takes images only",
         places_image=True,
@@ -136,24 +133,8 @@ FAMILIES = {
         "its image processor has no torchvision backend; CLIP's takes the same steps and passes their gradient",
         gradient_processor=CLIPImageProcessor,
     ),
-    "vision-encoder-decoder": Family(
-        "its text has no placeholders: the image is all its encoder reads", places_image=True
-    ),
+    "vision-encoder-decoder": _NO_PLACEHOLDERS,
 }
-
-
-class SurrogateOutput(NamedTuple):
-    """What one forward pass of a surrogate gives.
-
-    Attributes:
-        logits (`torch.Tensor`): `(batch, length, vocabulary)`; `logits[:, i]` predicts `labels[:, i]`.
-        labels (`torch.Tensor`): int64 `(batch, length)`, token ids of the answers, -100 elsewhere.
-        features (`torch.Tensor` or `None`): `(tokens of the whole batch, width)`, the image features of this same pass.
-    """
-
-    logits: torch.Tensor
-    labels: torch.Tensor
-    features: torch.Tensor | None
 
 
 class Surrogate:
@@ -518,8 +499,3 @@ class Surrogate:
                 f"The text given to {self.name} has {expected} image placeholders and its images make {found} "
                 "features: processor and model do not belong together, or a question contains the placeholder."
             )
-
-
-def answer_loss(output: SurrogateOutput) -> torch.Tensor:
-    """Mean cross-entropy over all answer tokens of the batch, in float32 (TVP, eq. 1)."""
-    return F.cross_entropy(output.logits.flatten(0, 1).float(), output.labels.flatten(), ignore_index=-100)

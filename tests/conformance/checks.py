@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import Llama4ImageProcessor, PreTrainedModel, ProcessorMixin
 
 from transferable_vp import Surrogate, TransferableVisualPrompt
+from transferable_vp.answers import SurrogateOutput, answer_loss
 from transferable_vp.generation import generate
 from transferable_vp.scoring import score_candidates
-from transferable_vp.surrogate import SurrogateOutput, answer_loss
 
 
 CANVAS, BORDER = 64, 12
