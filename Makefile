@@ -1,6 +1,6 @@
 # `make help` lists the targets. Everything runs in .venv, which the first target that needs it makes.
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow support demo style quality compat zoo clean
+.PHONY: help install test test-slow test-lmms support demo style quality compat zoo clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,6 +44,11 @@ test-slow: $(READY) ## run the slow tests
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 	$(PYTEST) tests/test_surrogate_forms.py -k "Int8 or quantised"
 
+test-lmms: $(READY) ## run the plug-in's tests against lmms-eval, in an environment of its own
+	$(UV) venv --clear --python $(VENV)/bin/python .venv-lmms
+	$(UV) pip install --python .venv-lmms/bin/python -e ".[lmms-eval]" pytest
+	$(subst $(VENV)/,.venv-lmms/,$(PYTEST)) tests/test_lmms_eval.py
+
 support: $(READY) ## ask every model type of transformers what works, and write the tables
 	$(PYTEST) $(WORKERS) -m "slow or not slow" tests/conformance --write_support transferable_vp/supported_models.json
 	$(VENV)/bin/python docs/make_supported_models.py
@@ -71,5 +76,5 @@ zoo: $(READY) ## train the tiny models of zoo/ again and write their weights
 	$(VENV)/bin/python zoo/train.py
 
 clean: ## remove environments, caches and builds (not runs/)
-	rm -rf .venv .venv-compat .cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-compat .venv-lmms .cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,6 +53,8 @@ EXTRAS = {
     "quality": QUALITY,
     "docs": DOCS,
     "extended": EXTENDED,
+    # Pins some of its 130 packages: for an environment of its own, and not part of any other extra.
+    "lmms-eval": ["lmms-eval>=0.7.3"],
     "dev": sorted({*TEST, *QUALITY, *DOCS}),
     "compat": [requirement.replace(">=", "==") for requirement in INSTALL_REQUIRES + TEST],
 }
@@ -118,6 +120,7 @@ setup(
             "*.json",
             "*.md",
             "*.jinja",
+            "integrations/tasks/*.yaml",
             "metrics/**/*.json",
             "metrics/**/*.md",
             "metrics/**/*.py",
@@ -128,7 +131,10 @@ setup(
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["transferable-vp = transferable_vp.cli:main"]},
+    entry_points={
+        "console_scripts": ["transferable-vp = transferable_vp.cli:main"],
+        "lmms_eval.models": ["transferable_vp = transferable_vp.integrations:lmms_eval_models"],
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

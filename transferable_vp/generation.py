@@ -148,7 +148,8 @@ def _settings(surrogate: Surrogate, max_new_tokens: int, stop: Sequence[str]) ->
         config.pad_token_id = surrogate.tokenizer.pad_token_id or config.eos_token_id[0]
     settings: dict[str, Any] = {"generation_config": config}
     if stop:
-        settings |= {"stop_strings": list(stop), "tokenizer": surrogate.tokenizer}
+        config.stop_strings = list(stop)
+        settings["tokenizer"] = surrogate.tokenizer
     return settings
 
 
