@@ -26,7 +26,8 @@ def page(found: dict) -> str:
         f"{found['transformers']} knows can be learned on (torch {found['torch']}, CPU, tiny random models of the real "
         "classes behind their real processors). This page is written by `make support`, which runs "
         "`tests/conformance`; `transferable-vp support` prints the same for the transformers you have installed, and "
-        "`transferable-vp support MODEL` takes one step on a model of yours.",
+        "`transferable-vp support MODEL` takes one step on a model of yours. With the oldest transformers that this package takes, "
+        "`make compat` tests the eight families of `tests/tiny.py`.",
         "",
         "What the columns ask:",
         "",

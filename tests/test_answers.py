@@ -12,7 +12,9 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+import transformers
 from by_hand import T5, t5_pair
+from packaging.version import Version
 from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp.answers import PER_TOKEN, append, with_decoder_inputs, without_end
@@ -247,6 +249,8 @@ class TestDecoderInputs:
     @torch.no_grad()
     def test_it_is_what_generate_begins_with(self, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
         model, processor = decoder_model(family, monkeypatch)
+        if family == "pix2struct" and Version(transformers.__version__) < Version("5.23"):
+            pytest.skip("what pix2struct wants of its inputs has changed since")
         images, question = [tiny.picture(seed=seed) for seed in (1, 2)], "What is it?"
         batch = processor(images=[[image] for image in images], text=[question] * 2, return_tensors="pt")
         batch.pop("labels", None)

@@ -35,6 +35,8 @@ DECODER = ["blip-2 (t5)", "florence2", "pix2struct", "vision-encoder-decoder", "
 
 @functools.cache
 def surrogate(family: str) -> Surrogate:
+    if roster.IS_OLD and family not in tiny.FAMILIES:
+        pytest.skip("of this transformers, only the families of tests/tiny.py are sure to be as they are here")
     return Surrogate(*tiny.build(family, roster.BUILDERS), name=family)
 
 

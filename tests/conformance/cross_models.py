@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from tiny import (
     HEADS,
     IMAGE_SIZE,
@@ -24,46 +25,7 @@ from tiny import (
     word_piece_tokenizer,
 )
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-from transformers import (
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessor,
-    BlipProcessor,
-    CLIPImageProcessor,
-    FuyuConfig,
-    FuyuForCausalLM,
-    FuyuImageProcessor,
-    FuyuProcessor,
-    GitConfig,
-    GitForCausalLM,
-    GitProcessor,
-    Idefics2Config,
-    Idefics2ForConditionalGeneration,
-    Idefics2ImageProcessor,
-    Idefics2Processor,
-    IdeficsConfig,
-    IdeficsForVisionText2Text,
-    IdeficsImageProcessor,
-    IdeficsProcessor,
-    InstructBlipVideoConfig,
-    InstructBlipVideoForConditionalGeneration,
-    InstructBlipVideoProcessor,
-    InstructBlipVideoVideoProcessor,
-    Kosmos2_5Config,
-    Kosmos2_5ForConditionalGeneration,
-    Kosmos2_5ImageProcessor,
-    Kosmos2_5Processor,
-    Kosmos2Config,
-    Kosmos2ForConditionalGeneration,
-    Kosmos2Processor,
-    MllamaConfig,
-    MllamaForConditionalGeneration,
-    MllamaImageProcessor,
-    MllamaProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 
 def open_gates(model: PreTrainedModel, *names: str) -> PreTrainedModel:
@@ -78,29 +40,31 @@ def open_gates(model: PreTrainedModel, *names: str) -> PreTrainedModel:
 def build_git() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Image features stand before the text without placeholders, so logits are longer than `input_ids`."""
     tokenizer = word_piece_tokenizer()
-    processor = GitProcessor(CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=SIZE), tokenizer)
-    config = GitConfig(
+    processor = transformers.GitProcessor(
+        transformers.CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=SIZE), tokenizer
+    )
+    config = transformers.GitConfig(
         vision_config=vision_config(), vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH,
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, max_position_embeddings=64, hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0, bos_token_id=tokenizer.cls_token_id, eos_token_id=tokenizer.sep_token_id,
     )  # fmt: skip
-    return GitForCausalLM(config), processor
+    return transformers.GitForCausalLM(config), processor
 
 
 def build_blip() -> tuple[PreTrainedModel, ProcessorMixin]:
     """A BERT decoder that attends to the image in every layer. Texts begin with a token that its processor omits."""
     tokenizer = word_piece_tokenizer("[DEC]")
-    processor = BlipProcessor(BlipImageProcessor(size=SIZE), tokenizer)
+    processor = transformers.BlipProcessor(transformers.BlipImageProcessor(size=SIZE), tokenizer)
     text = {
         "hidden_size": WIDTH, "encoder_hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "projection_dim": WIDTH,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "vocab_size": len(tokenizer),
         "max_position_embeddings": 64, "bos_token_id": tokenizer.convert_tokens_to_ids("[DEC]"),
         "eos_token_id": tokenizer.sep_token_id, "sep_token_id": tokenizer.sep_token_id, "pad_token_id": 0,
     }  # fmt: skip
-    config = BlipConfig(
+    config = transformers.BlipConfig(
         text_config=text, vision_config=vision_config(), projection_dim=WIDTH, image_text_hidden_size=WIDTH
     )
-    return BlipForConditionalGeneration(config), processor
+    return transformers.BlipForConditionalGeneration(config), processor
 
 
 def kosmos_text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -117,14 +81,16 @@ def build_kosmos2() -> tuple[PreTrainedModel, ProcessorMixin]:
     """64 latent queries, put where a mask says, one value per token. The processor writes placeholders itself."""
     tokenizer = byte_level_tokenizer(["<pad>", "<s>", "</s>", "<unk>"], begin=None)
     tokenizer.unk_token = "<unk>"
-    processor = Kosmos2Processor(
-        CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=SIZE), tokenizer, num_patch_index_tokens=4
+    processor = transformers.Kosmos2Processor(
+        transformers.CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=SIZE),
+        tokenizer,
+        num_patch_index_tokens=4,
     )
-    config = Kosmos2Config(
+    config = transformers.Kosmos2Config(
         vision_config=vision_config(), text_config=kosmos_text_config(processor.tokenizer),
         latent_query_num=processor.num_image_tokens,
     )  # fmt: skip
-    return Kosmos2ForConditionalGeneration(config), processor
+    return transformers.Kosmos2ForConditionalGeneration(config), processor
 
 
 def build_kosmos2_5() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -134,10 +100,12 @@ def build_kosmos2_5() -> tuple[PreTrainedModel, ProcessorMixin]:
         boi_token="<image>", eoi_token="</image>", image_token="<s>",
     )  # fmt: skip
     patches = {"patch_size": {"height": PATCH, "width": PATCH}, "max_patches": 20}
-    processor = Kosmos2_5Processor(Kosmos2_5ImageProcessor(**patches), tokenizer, num_image_tokens=QUERIES)
+    processor = transformers.Kosmos2_5Processor(
+        transformers.Kosmos2_5ImageProcessor(**patches), tokenizer, num_image_tokens=QUERIES
+    )
     # The class sets 4096, which goes before what the image processor was made with.
     processor.images_kwargs = {**processor.images_kwargs, "max_patches": 20}
-    config = Kosmos2_5Config(
+    config = transformers.Kosmos2_5Config(
         vision_config={
             "hidden_size": WIDTH, "patch_embed_hidden_size": 3 * PATCH**2, "intermediate_size": 2 * WIDTH,
             "head_dim": WIDTH // HEADS, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
@@ -145,7 +113,7 @@ def build_kosmos2_5() -> tuple[PreTrainedModel, ProcessorMixin]:
         },
         text_config=kosmos_text_config(tokenizer), latent_query_num=QUERIES,
     )  # fmt: skip
-    return Kosmos2_5ForConditionalGeneration(config), processor
+    return transformers.Kosmos2_5ForConditionalGeneration(config), processor
 
 
 def build_mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -154,8 +122,8 @@ def build_mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
                "<|start_header_id|>", "<|end_header_id|>"]  # fmt: skip
     tokenizer = byte_level_tokenizer(special, begin="<|begin_of_text|>")
     user, assistant = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
-    processor = MllamaProcessor(
-        MllamaImageProcessor(size=SIZE, max_image_tiles=4), tokenizer,
+    processor = transformers.MllamaProcessor(
+        transformers.MllamaImageProcessor(size=SIZE, max_image_tiles=4), tokenizer,
         chat_template="<|begin_of_text|>" + chat_template("<|image|>", user, "<|eot_id|>", assistant),
     )  # fmt: skip
     vision = {
@@ -166,8 +134,8 @@ def build_mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
     text = text_config("mllama_text_model", tokenizer, num_hidden_layers=4, cross_attention_layers=[1, 3],
                        rope_parameters={"rope_type": "default", "rope_theta": 10000.0})  # fmt: skip
     image_token = tokenizer.convert_tokens_to_ids("<|image|>")
-    config = MllamaConfig(vision_config=vision, text_config=text, image_token_index=image_token)
-    return open_gates(MllamaForConditionalGeneration(config), "gate"), processor
+    config = transformers.MllamaConfig(vision_config=vision, text_config=text, image_token_index=image_token)
+    return open_gates(transformers.MllamaForConditionalGeneration(config), "gate"), processor
 
 
 def build_idefics() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -175,8 +143,10 @@ def build_idefics() -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = byte_level_tokenizer(["<pad>", "<s>", "</s>"], begin="<s>")
     plain = len(tokenizer)
     tokenizer.add_tokens(["<fake_token_around_image>", "<image>"], special_tokens=True)
-    processor = IdeficsProcessor(IdeficsImageProcessor(image_size=IMAGE_SIZE), tokenizer, image_size=IMAGE_SIZE)
-    config = IdeficsConfig(
+    processor = transformers.IdeficsProcessor(
+        transformers.IdeficsImageProcessor(image_size=IMAGE_SIZE), tokenizer, image_size=IMAGE_SIZE
+    )
+    config = transformers.IdeficsConfig(
         vocab_size=plain, additional_vocab_size=2, hidden_size=WIDTH, intermediate_size=2 * WIDTH,
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, cross_layer_interval=1, use_resampler=True,
         qk_layer_norms=True, max_position_embeddings=256, pad_token_id=0,
@@ -189,7 +159,7 @@ def build_idefics() -> tuple[PreTrainedModel, ProcessorMixin]:
             "qk_layer_norms_perceiver": True,
         },
     )  # fmt: skip
-    return open_gates(IdeficsForVisionText2Text(config), "alpha"), processor
+    return open_gates(transformers.IdeficsForVisionText2Text(config), "alpha"), processor
 
 
 def build_idefics2() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -199,11 +169,11 @@ def build_idefics2() -> tuple[PreTrainedModel, ProcessorMixin]:
         special, begin="<s>", image_boundary_token="<fake_token_around_image>", image_token="<image>"
     )
     edges = {"shortest_edge": IMAGE_SIZE // 2, "longest_edge": IMAGE_SIZE}
-    processor = Idefics2Processor(
-        Idefics2ImageProcessor(size=edges, do_image_splitting=True), tokenizer, image_seq_len=QUERIES,
+    processor = transformers.Idefics2Processor(
+        transformers.Idefics2ImageProcessor(size=edges, do_image_splitting=True), tokenizer, image_seq_len=QUERIES,
         chat_template=chat_template("<image>", "User:", "<end_of_utterance>\n", "Assistant:"),
     )  # fmt: skip
-    config = Idefics2Config(
+    config = transformers.Idefics2Config(
         vision_config=vision_config(), text_config=text_config("mistral", processor.tokenizer, sliding_window=16),
         perceiver_config={
             "hidden_size": WIDTH, "resampler_n_latents": QUERIES, "resampler_depth": 1, "resampler_n_heads": 2,
@@ -211,7 +181,7 @@ def build_idefics2() -> tuple[PreTrainedModel, ProcessorMixin]:
         },
         image_token_id=processor.image_token_id,
     )  # fmt: skip
-    return Idefics2ForConditionalGeneration(config), processor
+    return transformers.Idefics2ForConditionalGeneration(config), processor
 
 
 def build_instructblipvideo() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -219,15 +189,15 @@ def build_instructblipvideo() -> tuple[PreTrainedModel, ProcessorMixin]:
     # The token is not named to the tokenizer: the processor looks for `.content` of the name, which is a string.
     tokenizer = byte_level_tokenizer(["<pad>", "<s>", "</s>", "<video>"], begin="</s>")
     qformer_tokenizer = word_piece_tokenizer()
-    processor = InstructBlipVideoProcessor(
-        InstructBlipVideoVideoProcessor(size=SIZE), tokenizer, qformer_tokenizer, num_query_tokens=QUERIES
+    processor = transformers.InstructBlipVideoProcessor(
+        transformers.InstructBlipVideoVideoProcessor(size=SIZE), tokenizer, qformer_tokenizer, num_query_tokens=QUERIES
     )
-    config = InstructBlipVideoConfig(
+    config = transformers.InstructBlipVideoConfig(
         vision_config=vision_config(), qformer_config=qformer_config(vocab_size=len(qformer_tokenizer)),
         text_config=opt_config(tokenizer), num_query_tokens=QUERIES,
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
     )  # fmt: skip
-    return InstructBlipVideoForConditionalGeneration(config), processor
+    return transformers.InstructBlipVideoForConditionalGeneration(config), processor
 
 
 def fuyu_tokenizer() -> PreTrainedTokenizerFast:
@@ -252,13 +222,15 @@ def fuyu_tokenizer() -> PreTrainedTokenizerFast:
 def build_fuyu() -> tuple[PreTrainedModel, ProcessorMixin]:
     """No image encoder: pixels of patches are projected, with an end of line after every row. Padding is left."""
     tokenizer = fuyu_tokenizer()
-    processor = FuyuProcessor(FuyuImageProcessor(size=SIZE, patch_size={"height": PATCH, "width": PATCH}), tokenizer)
+    processor = transformers.FuyuProcessor(
+        transformers.FuyuImageProcessor(size=SIZE, patch_size={"height": PATCH, "width": PATCH}), tokenizer
+    )
     text = text_config("persimmon", tokenizer, hidden_dropout=0.0, attention_dropout=0.0, qk_layernorm=True)
-    config = FuyuConfig(
+    config = transformers.FuyuConfig(
         text_config=text, image_size=IMAGE_SIZE, patch_size=PATCH, num_channels=3,
         image_token_id=processor.image_token_id,
     )  # fmt: skip
-    return FuyuForCausalLM(config), processor
+    return transformers.FuyuForCausalLM(config), processor
 
 
 FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {

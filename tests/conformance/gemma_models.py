@@ -6,38 +6,9 @@ from typing import Any
 
 import pytest
 import tiny
+import transformers
 from tiny import HEADS, IMAGE_TOKENS, LAYERS, SIZE, WIDTH
-from transformers import (
-    DiffusionGemmaConfig,
-    DiffusionGemmaForBlockDiffusion,
-    Gemma3ForConditionalGeneration,
-    Gemma3ImageProcessor,
-    Gemma3nAudioFeatureExtractor,
-    Gemma3nConfig,
-    Gemma3nForConditionalGeneration,
-    Gemma3nProcessor,
-    Gemma3Processor,
-    Gemma4AudioFeatureExtractor,
-    Gemma4Config,
-    Gemma4ForConditionalGeneration,
-    Gemma4ImageProcessor,
-    Gemma4Processor,
-    Gemma4UnifiedAudioFeatureExtractor,
-    Gemma4UnifiedConfig,
-    Gemma4UnifiedForConditionalGeneration,
-    Gemma4UnifiedImageProcessor,
-    Gemma4UnifiedProcessor,
-    Gemma4UnifiedVideoProcessor,
-    Gemma4VideoProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-    ShieldGemma2Config,
-    ShieldGemma2Processor,
-    SiglipImageProcessor,
-    T5Gemma2Config,
-    T5Gemma2ForConditionalGeneration,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAltUp
 
 
@@ -75,29 +46,31 @@ def gemma3_text(tokenizer: PreTrainedTokenizerFast, model_type: str = "gemma3_te
 def build_shieldgemma2() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Gemma 3 as a judge. The processor ignores the text given and asks about every policy, one row each."""
     tokenizer, ids = gemma3_tokens()
-    processor = ShieldGemma2Processor(
-        Gemma3ImageProcessor(size=SIZE), tokenizer, image_seq_length=POOLED_TOKENS,
+    processor = transformers.ShieldGemma2Processor(
+        transformers.Gemma3ImageProcessor(size=SIZE), tokenizer, image_seq_length=POOLED_TOKENS,
         chat_template=turns(IMAGE["boi_token"]),
     )  # fmt: skip
-    config = ShieldGemma2Config(
+    config = transformers.ShieldGemma2Config(
         vision_config=tiny.vision_config(model_type="siglip_vision_model", vision_use_head=False),
         text_config=gemma3_text(tokenizer), mm_tokens_per_image=POOLED_TOKENS, **ids,
     )  # fmt: skip
-    return Gemma3ForConditionalGeneration(config), processor
+    return transformers.Gemma3ForConditionalGeneration(config), processor
 
 
 def build_t5gemma2() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Gemma 3 as an encoder, and a decoder that attends to itself and to it at once. No chat template."""
     tokenizer, ids = gemma3_tokens()
-    processor = Gemma3Processor(Gemma3ImageProcessor(size=SIZE), tokenizer, image_seq_length=POOLED_TOKENS)
+    processor = transformers.Gemma3Processor(
+        transformers.Gemma3ImageProcessor(size=SIZE), tokenizer, image_seq_length=POOLED_TOKENS
+    )
     encoder = {
         "vision_config": tiny.vision_config(model_type="siglip_vision_model", vision_use_head=False),
         "text_config": gemma3_text(tokenizer, "t5gemma2_text"), "mm_tokens_per_image": POOLED_TOKENS, **ids,
     }  # fmt: skip
-    config = T5Gemma2Config(
+    config = transformers.T5Gemma2Config(
         encoder=encoder, decoder=gemma3_text(tokenizer, "t5gemma2_decoder"), image_token_index=tokenizer.image_token_id
     )
-    model = T5Gemma2ForConditionalGeneration(config)
+    model = transformers.T5Gemma2ForConditionalGeneration(config)
     # The end of the image has an embedding of its own, which starts at zero.
     model.model.encoder.text_model.embed_tokens.eoi_embedding.data.normal_()
     return model, processor
@@ -114,8 +87,8 @@ def build_gemma3n() -> tuple[PreTrainedModel, ProcessorMixin]:
     }
     tokenizer = tiny.byte_level_tokenizer([*BASIC, named["boi_token"], named["boa_token"]], begin="<bos>", **named)
     size = 64
-    processor = Gemma3nProcessor(
-        Gemma3nAudioFeatureExtractor(), SiglipImageProcessor(size={"height": size, "width": size}), tokenizer,
+    processor = transformers.Gemma3nProcessor(
+        transformers.Gemma3nAudioFeatureExtractor(), transformers.SiglipImageProcessor(size={"height": size, "width": size}), tokenizer,
         chat_template=turns(IMAGE["image_token"]), image_seq_length=IMAGE_TOKENS, audio_seq_length=4,
     )  # fmt: skip
     vision = {
@@ -132,12 +105,12 @@ def build_gemma3n() -> tuple[PreTrainedModel, ProcessorMixin]:
         layer_types=2 * BOTH_ATTENTIONS, activation_sparsity_pattern=[0.95, 0.95, 0.0, 0.0], laurel_rank=4,
         hidden_size_per_layer_input=8, vocab_size_per_layer_input=tokenizer.eoi_token_id,
     )  # fmt: skip
-    config = Gemma3nConfig(
+    config = transformers.Gemma3nConfig(
         text_config=text, vision_config=vision, audio_config=audio, vision_soft_tokens_per_image=IMAGE_TOKENS,
         audio_soft_tokens_per_image=4,
         **{f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()},
     )  # fmt: skip
-    model = Gemma3nForConditionalGeneration(config)
+    model = transformers.Gemma3nForConditionalGeneration(config)
     for module in model.modules():
         if isinstance(module, Gemma3nTextAltUp):
             module.correct_output_scale.data.fill_(1.0)
@@ -174,11 +147,11 @@ def gemma4_text(model_type: str, tokenizer: PreTrainedTokenizerFast, layers: int
     )  # fmt: skip
 
 
-def gemma4_processor(tokenizer: PreTrainedTokenizerFast) -> Gemma4Processor:
+def gemma4_processor(tokenizer: PreTrainedTokenizerFast) -> transformers.Gemma4Processor:
     """Patches in one long row, padded to the most there can be."""
-    return Gemma4Processor(
-        Gemma4AudioFeatureExtractor(), Gemma4ImageProcessor(max_soft_tokens=70, **PATCHES), tokenizer,
-        Gemma4VideoProcessor(max_soft_tokens=70, **PATCHES), chat_template=turns("<|image|>", "<|turn>", "<turn|>"),
+    return transformers.Gemma4Processor(
+        transformers.Gemma4AudioFeatureExtractor(), transformers.Gemma4ImageProcessor(max_soft_tokens=70, **PATCHES), tokenizer,
+        transformers.Gemma4VideoProcessor(max_soft_tokens=70, **PATCHES), chat_template=turns("<|image|>", "<|turn>", "<turn|>"),
         image_seq_length=70,
     )  # fmt: skip
 
@@ -198,30 +171,30 @@ def build_gemma4() -> tuple[PreTrainedModel, ProcessorMixin]:
         "gemma4_text", tokenizer, 4, num_kv_shared_layers=2, attention_k_eq_v=True, use_double_wide_mlp=True,
         hidden_size_per_layer_input=8, vocab_size_per_layer_input=len(tokenizer), enable_moe_block=True, **EXPERTS,
     )  # fmt: skip
-    config = Gemma4Config(text_config=text, vision_config=GEMMA4_VISION, **ids, **gemma4_heard(tokenizer))
-    return Gemma4ForConditionalGeneration(config), gemma4_processor(tokenizer)
+    config = transformers.Gemma4Config(text_config=text, vision_config=GEMMA4_VISION, **ids, **gemma4_heard(tokenizer))
+    return transformers.Gemma4ForConditionalGeneration(config), gemma4_processor(tokenizer)
 
 
 def build_gemma4_unified() -> tuple[PreTrainedModel, ProcessorMixin]:
     """No image encoder: the decoder reads merged patches through one linear layer."""
     tokenizer, ids = gemma4_tokens()
-    processor = Gemma4UnifiedProcessor(
-        Gemma4UnifiedAudioFeatureExtractor(), Gemma4UnifiedImageProcessor(max_soft_tokens=70, **PATCHES), tokenizer,
-        Gemma4UnifiedVideoProcessor(max_soft_tokens=70, **PATCHES), image_seq_length=70,
+    processor = transformers.Gemma4UnifiedProcessor(
+        transformers.Gemma4UnifiedAudioFeatureExtractor(), transformers.Gemma4UnifiedImageProcessor(max_soft_tokens=70, **PATCHES), tokenizer,
+        transformers.Gemma4UnifiedVideoProcessor(max_soft_tokens=70, **PATCHES), image_seq_length=70,
         chat_template=turns("<|image|>", "<|turn>", "<turn|>"),
     )  # fmt: skip
     vision = {"mm_embed_dim": WIDTH, "mm_posemb_size": 80, "output_proj_dims": WIDTH, **PATCHES}
     text = gemma4_text("gemma4_unified_text", tokenizer, LAYERS, attention_k_eq_v=True)
-    config = Gemma4UnifiedConfig(text_config=text, vision_config=vision, **ids, **gemma4_heard(tokenizer))
-    return Gemma4UnifiedForConditionalGeneration(config), processor
+    config = transformers.Gemma4UnifiedConfig(text_config=text, vision_config=vision, **ids, **gemma4_heard(tokenizer))
+    return transformers.Gemma4UnifiedForConditionalGeneration(config), processor
 
 
 def build_diffusion_gemma() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Gemma 4 with experts as the encoder of a canvas of tokens, denoised all at once: answers have no next token."""
     tokenizer, ids = gemma4_tokens()
     text = gemma4_text("diffusion_gemma_text", tokenizer, LAYERS, **EXPERTS)
-    config = DiffusionGemmaConfig(text_config=text, vision_config=GEMMA4_VISION, canvas_length=64, **ids)
-    return DiffusionGemmaForBlockDiffusion(config), gemma4_processor(tokenizer)
+    config = transformers.DiffusionGemmaConfig(text_config=text, vision_config=GEMMA4_VISION, canvas_length=64, **ids)
+    return transformers.DiffusionGemmaForBlockDiffusion(config), gemma4_processor(tokenizer)
 
 
 FAMILIES = {

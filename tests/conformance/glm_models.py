@@ -5,56 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
+import transformers
 from tiny import HEADS, LAYERS, WIDTH
-from transformers import (
-    Ernie4_5_VLMoeConfig,
-    Ernie4_5_VLMoeForConditionalGeneration,
-    Ernie4_5_VLMoeImageProcessor,
-    Ernie4_5_VLMoeProcessor,
-    Ernie4_5_VLMoeVideoProcessor,
-    Glm4vConfig,
-    Glm4vForConditionalGeneration,
-    Glm4vImageProcessor,
-    Glm4vMoeConfig,
-    Glm4vMoeForConditionalGeneration,
-    Glm4vProcessor,
-    Glm4vVideoProcessor,
-    Glm5NextConfig,
-    Glm5NextForConditionalGeneration,
-    Glm5NextImageProcessor,
-    Glm5NextProcessor,
-    Glm5NextVideoProcessor,
-    Glm46VConfig,
-    Glm46VForConditionalGeneration,
-    Glm46VImageProcessor,
-    Glm46VProcessor,
-    Glm46VVideoProcessor,
-    GlmgaConfig,
-    GlmgaImageProcessor,
-    GlmgaVideoProcessor,
-    GlmOcrConfig,
-    GlmOcrForConditionalGeneration,
-    HunYuanVLConfig,
-    HunYuanVLForConditionalGeneration,
-    HunYuanVLImageProcessor,
-    HunYuanVLProcessor,
-    Kimi_K25Config,
-    Kimi_K25ForConditionalGeneration,
-    Kimi_K25ImageProcessor,
-    Kimi_K25Processor,
-    Kimi_K25VideoProcessor,
-    PaddleOCRVLConfig,
-    PaddleOCRVLForConditionalGeneration,
-    PaddleOCRVLImageProcessor,
-    PaddleOCRVLProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-    Step3p7Config,
-    Step3p7ForConditionalGeneration,
-    Step3p7ImageProcessor,
-    Step3p7Processor,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 
 # Patches of 4 pixels, merged 2 x 2 into a token of 8 x 8; images keep their shape and have 16 to 25 tokens.
@@ -115,32 +68,32 @@ def glm_text(model_type: str, tokenizer: PreTrainedTokenizerFast, **more: Any) -
 GLM_SIZES = {**SIZES, "temporal_patch_size": 2, "size": {key: 2 * pixels for key, pixels in PIXELS.items()}}
 
 
-def glm4v_processor() -> Glm4vProcessor:
+def glm4v_processor() -> transformers.Glm4vProcessor:
     """The processor of GLM-4.1V and GLM-4.5V."""
-    images, videos = Glm4vImageProcessor(**GLM_SIZES), Glm4vVideoProcessor(**GLM_SIZES)
-    return Glm4vProcessor(images, glm_tokenizer(), videos, chat_template=glm_template())
+    images, videos = transformers.Glm4vImageProcessor(**GLM_SIZES), transformers.Glm4vVideoProcessor(**GLM_SIZES)
+    return transformers.Glm4vProcessor(images, glm_tokenizer(), videos, chat_template=glm_template())
 
 
-def glm46v_processor() -> Glm46VProcessor:
+def glm46v_processor() -> transformers.Glm46VProcessor:
     """The processor of GLM-4.6V and GLM-OCR."""
-    images, videos = Glm46VImageProcessor(**GLM_SIZES), Glm46VVideoProcessor(**GLM_SIZES)
-    return Glm46VProcessor(images, glm_tokenizer(), videos, chat_template=glm_template())
+    images, videos = transformers.Glm46VImageProcessor(**GLM_SIZES), transformers.Glm46VVideoProcessor(**GLM_SIZES)
+    return transformers.Glm46VProcessor(images, glm_tokenizer(), videos, chat_template=glm_template())
 
 
 def build_glm4v() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Native resolution, strided convolution to the tokens, M-RoPE with other positions on every axis."""
     processor = glm4v_processor()
     text = glm_text("glm4v_text", processor.tokenizer)
-    config = Glm4vConfig(vision_config=glm_vision(), text_config=text, **glm_ids(processor.tokenizer))
-    return Glm4vForConditionalGeneration(config), processor
+    config = transformers.Glm4vConfig(vision_config=glm_vision(), text_config=text, **glm_ids(processor.tokenizer))
+    return transformers.Glm4vForConditionalGeneration(config), processor
 
 
 def build_glm4v_moe() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As GLM-4V, with a dense layer and one of grouped experts."""
     processor = glm4v_processor()
     text = glm_text("glm4v_moe_text", processor.tokenizer, first_k_dense_replace=1, **EXPERTS)
-    config = Glm4vMoeConfig(vision_config=glm_vision(), text_config=text, **glm_ids(processor.tokenizer))
-    return Glm4vMoeForConditionalGeneration(config), processor
+    config = transformers.Glm4vMoeConfig(vision_config=glm_vision(), text_config=text, **glm_ids(processor.tokenizer))
+    return transformers.Glm4vMoeForConditionalGeneration(config), processor
 
 
 def build_glm46v() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -148,35 +101,35 @@ def build_glm46v() -> tuple[PreTrainedModel, ProcessorMixin]:
     processor = glm46v_processor()
     text = glm_text("glm4v_text", processor.tokenizer)
     vision = glm_vision(model_type="glm4v_vision")
-    config = Glm46VConfig(vision_config=vision, text_config=text, **glm_ids(processor.tokenizer))
-    return Glm46VForConditionalGeneration(config), processor
+    config = transformers.Glm46VConfig(vision_config=vision, text_config=text, **glm_ids(processor.tokenizer))
+    return transformers.Glm46VForConditionalGeneration(config), processor
 
 
 def build_glmga() -> tuple[PreTrainedModel, ProcessorMixin]:
     """GLM-4.6V's model under another configuration. The processor resizes to a multiple of two tokens."""
-    images = GlmgaImageProcessor(patch_expand_factor=2, **GLM_SIZES)
-    videos = GlmgaVideoProcessor(patch_expand_factor=2, **GLM_SIZES)
-    processor = Glm46VProcessor(images, glm_tokenizer(), videos, chat_template=glm_template())
+    images = transformers.GlmgaImageProcessor(patch_expand_factor=2, **GLM_SIZES)
+    videos = transformers.GlmgaVideoProcessor(patch_expand_factor=2, **GLM_SIZES)
+    processor = transformers.Glm46VProcessor(images, glm_tokenizer(), videos, chat_template=glm_template())
     text = glm_text("glm4v_text", processor.tokenizer)
     vision = glm_vision(model_type="glm4v_vision")
-    config = GlmgaConfig(vision_config=vision, text_config=text, **glm_ids(processor.tokenizer))
-    return Glm46VForConditionalGeneration(config), processor
+    config = transformers.GlmgaConfig(vision_config=vision, text_config=text, **glm_ids(processor.tokenizer))
+    return transformers.Glm46VForConditionalGeneration(config), processor
 
 
 def build_glm_ocr() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As GLM-4V, without learned positions, with norms on the encoder's queries and keys. GLM-4.6V's processor."""
     processor = glm46v_processor()
     text = glm_text("glm_ocr_text", processor.tokenizer)
-    config = GlmOcrConfig(vision_config=glm_vision(), text_config=text, **glm_ids(processor.tokenizer))
-    return GlmOcrForConditionalGeneration(config), processor
+    config = transformers.GlmOcrConfig(vision_config=glm_vision(), text_config=text, **glm_ids(processor.tokenizer))
+    return transformers.GlmOcrForConditionalGeneration(config), processor
 
 
 def build_glm5_next() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Linear attention, then two layers of sparse attention that share what the first selects; several residual
     streams, experts, no positions at all. The processor pads what it does not resize."""
     sizes = {**SIZES, "temporal_patch_size": 2, "min_image_tokens": 16, "max_image_tokens": 25}
-    images, videos = Glm5NextImageProcessor(**sizes), Glm5NextVideoProcessor(**sizes)
-    processor = Glm5NextProcessor(images, glm_tokenizer(), videos, chat_template=glm_template())
+    images, videos = transformers.Glm5NextImageProcessor(**sizes), transformers.Glm5NextVideoProcessor(**sizes)
+    processor = transformers.Glm5NextProcessor(images, glm_tokenizer(), videos, chat_template=glm_template())
     # Many heads score the selection: of two, both are often at zero, and ties fall differently in longer texts.
     text = tiny.text_config(
         "glm5_next_text", processor.tokenizer, **EXPERTS, num_hidden_layers=3, num_key_value_heads=HEADS,
@@ -186,8 +139,8 @@ def build_glm5_next() -> tuple[PreTrainedModel, ProcessorMixin]:
         index_head_dim=8, index_topk=16, index_kpool=4, linear_num_heads=2, linear_head_dim=8, hc_mult=2,
     )  # fmt: skip
     vision = glm_vision(projection_intermediate_size=2 * WIDTH)
-    config = Glm5NextConfig(vision_config=vision, text_config=text, **glm_ids(processor.tokenizer))
-    return Glm5NextForConditionalGeneration(config), processor
+    config = transformers.Glm5NextConfig(vision_config=vision, text_config=text, **glm_ids(processor.tokenizer))
+    return transformers.Glm5NextForConditionalGeneration(config), processor
 
 
 ERNIE_TOKENS = ["<unk>", "<|begin_of_sentence|>", "</s>", "<|IMAGE_START|>", "<|IMAGE_PLACEHOLDER|>", "<|IMAGE_END|>",
@@ -204,12 +157,12 @@ def build_ernie4_5_vl_moe() -> tuple[PreTrainedModel, ProcessorMixin]:
     }  # fmt: skip
     tokenizer = tiny.byte_level_tokenizer(ERNIE_TOKENS, begin=None, **named)
     template = "<|begin_of_sentence|>" + tiny.chat_template("Picture 1:" + ERNIE_IMAGE, "User: ", "\n", "Assistant:")
-    processor = Ernie4_5_VLMoeProcessor(
-        Ernie4_5_VLMoeImageProcessor(size=PIXELS, **SIZES), tokenizer,
-        Ernie4_5_VLMoeVideoProcessor(size=PIXELS, **SIZES), chat_template=template,
+    processor = transformers.Ernie4_5_VLMoeProcessor(
+        transformers.Ernie4_5_VLMoeImageProcessor(size=PIXELS, **SIZES), tokenizer,
+        transformers.Ernie4_5_VLMoeVideoProcessor(size=PIXELS, **SIZES), chat_template=template,
     )  # fmt: skip
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-    config = Ernie4_5_VLMoeConfig(
+    config = transformers.Ernie4_5_VLMoeConfig(
         vision_config={
             "depth": LAYERS, "hidden_size": WIDTH, "num_heads": HEADS, "intermediate_size": 2 * WIDTH,
             "patch_size": 4, "spatial_merge_size": 2, "temporal_merge_size": 2,
@@ -220,23 +173,23 @@ def build_ernie4_5_vl_moe() -> tuple[PreTrainedModel, ProcessorMixin]:
         ),
         **token_ids(tokenizer, **{f"{name}_id": token for name, token in named.items()}),
     )  # fmt: skip
-    return Ernie4_5_VLMoeForConditionalGeneration(config), processor
+    return transformers.Ernie4_5_VLMoeForConditionalGeneration(config), processor
 
 
 def build_paddleocr_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """NaViT-like encoder at native resolution, M-RoPE, ERNIE's tokens. Pixel values are a row of square patches."""
     tokenizer = tiny.byte_level_tokenizer(ERNIE_TOKENS, begin=None, image_token="<|IMAGE_PLACEHOLDER|>")
     template = "<|begin_of_sentence|>" + tiny.chat_template(ERNIE_IMAGE, "User: ", "\n", "Assistant:")
-    images = PaddleOCRVLImageProcessor(size=PIXELS, **SIZES)
-    processor = PaddleOCRVLProcessor(images, tokenizer, chat_template=template)
+    images = transformers.PaddleOCRVLImageProcessor(size=PIXELS, **SIZES)
+    processor = transformers.PaddleOCRVLProcessor(images, tokenizer, chat_template=template)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    config = PaddleOCRVLConfig(
+    config = transformers.PaddleOCRVLConfig(
         vision_config=tiny.vision_config(patch_size=4, spatial_merge_size=2),
         text_config=tiny.text_config("paddleocr_vl_text", tokenizer, rope_parameters=rope, head_dim=WIDTH // HEADS),
         **token_ids(tokenizer, image_token_id="<|IMAGE_PLACEHOLDER|>", video_token_id="<|video_pad|>",
                     vision_start_token_id="<|IMAGE_START|>", vision_end_token_id="<|IMAGE_END|>"),
     )  # fmt: skip
-    return PaddleOCRVLForConditionalGeneration(config), processor
+    return transformers.PaddleOCRVLForConditionalGeneration(config), processor
 
 
 def build_hunyuan_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -249,17 +202,19 @@ def build_hunyuan_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
         special, begin=None, image_token=image, image_start_token=start, image_end_token=end
     )
     template = begin + tiny.chat_template(f"{start}{image}{end}", "", user, "")
-    processor = HunYuanVLProcessor(HunYuanVLImageProcessor(size=PIXELS, **SIZES), tokenizer, chat_template=template)
+    processor = transformers.HunYuanVLProcessor(
+        transformers.HunYuanVLImageProcessor(size=PIXELS, **SIZES), tokenizer, chat_template=template
+    )
     rope = {"rope_type": "dynamic", "factor": 1.0, "alpha": 1000.0, "rope_theta": 10000.0,
             "mrope_section": [1, 1, 1, 1]}  # fmt: skip
     vision = tiny.vision_config(patch_size=4, spatial_merge_size=2, out_hidden_size=WIDTH, max_image_size=32)
     del vision["image_size"]
-    config = HunYuanVLConfig(
+    config = transformers.HunYuanVLConfig(
         vision_config=vision, image_token_id=tokenizer.image_token_id, im_start_id=tokenizer.image_start_token_id,
         im_end_id=tokenizer.image_end_token_id,
         text_config=tiny.text_config("hunyuan_vl_text", tokenizer, rope_parameters=rope, head_dim=WIDTH // HEADS),
     )  # fmt: skip
-    return HunYuanVLForConditionalGeneration(config), processor
+    return transformers.HunYuanVLForConditionalGeneration(config), processor
 
 
 def build_kimi_k25() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -272,9 +227,9 @@ def build_kimi_k25() -> tuple[PreTrainedModel, ProcessorMixin]:
         "<|im_end|>", "<|im_assistant|>assistant<|im_middle|>",
     )  # fmt: skip
     sizes = {"patch_size": 8, "merge_size": 2, "max_patches": 30}
-    images, videos = Kimi_K25ImageProcessor(**sizes), Kimi_K25VideoProcessor(**sizes)
-    processor = Kimi_K25Processor(images, tokenizer, videos, chat_template=template)
-    config = Kimi_K25Config(
+    images, videos = transformers.Kimi_K25ImageProcessor(**sizes), transformers.Kimi_K25VideoProcessor(**sizes)
+    processor = transformers.Kimi_K25Processor(images, tokenizer, videos, chat_template=template)
+    config = transformers.Kimi_K25Config(
         vision_config={
             "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS,
             "num_attention_heads": HEADS, "patch_size": 8, "pos_emb_height": 4, "pos_emb_width": 4,
@@ -287,7 +242,7 @@ def build_kimi_k25() -> tuple[PreTrainedModel, ProcessorMixin]:
         **token_ids(tokenizer, image_token_id="<|media_pad|>", video_token_id="<|kimi_k25_video_placeholder|>",
                     vision_start_token_id="<|media_begin|>", vision_end_token_id="<|media_end|>"),
     )  # fmt: skip
-    return Kimi_K25ForConditionalGeneration(config), processor
+    return transformers.Kimi_K25ForConditionalGeneration(config), processor
 
 
 def build_step3p7() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -295,11 +250,11 @@ def build_step3p7() -> tuple[PreTrainedModel, ProcessorMixin]:
     special = ["<｜▁pad▁｜>", "<｜begin▁of▁sentence｜>", "<|im_end|>", "<|im_start|>", "<im_start>", "<im_patch>",
                "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>"]  # fmt: skip
     tokenizer = tiny.byte_level_tokenizer(special, begin=None)
-    images = Step3p7ImageProcessor(size={"height": 40, "width": 40}, patch_size=32, vision_patch_size=2)
+    images = transformers.Step3p7ImageProcessor(size={"height": 40, "width": 40}, patch_size=32, vision_patch_size=2)
     template = "<｜begin▁of▁sentence｜>" + tiny.chat_template(
         "<im_patch>", "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
     )
-    processor = Step3p7Processor(images, tokenizer, chat_template=template)
+    processor = transformers.Step3p7Processor(images, tokenizer, chat_template=template)
     text = tiny.text_config(
         "step3p5", tokenizer, head_dim=8, layer_types=["full_attention", "sliding_attention"], sliding_window=16,
         num_sliding_attention_heads=2 * HEADS, mlp_layer_types=["dense", "sparse"], rope_theta=[50000.0, 10000.0],
@@ -307,8 +262,10 @@ def build_step3p7() -> tuple[PreTrainedModel, ProcessorMixin]:
         share_expert_dim=WIDTH, swiglu_limits=[0.0, 7.0], swiglu_limits_shared=[0.0, 16.0],
     )  # fmt: skip
     vision = tiny.vision_config(image_size=40, patch_size=2, mlp_ratio=2.0)
-    config = Step3p7Config(vision_config=vision, text_config=text, **token_ids(tokenizer, image_token_id="<im_patch>"))
-    return Step3p7ForConditionalGeneration(config), processor
+    config = transformers.Step3p7Config(
+        vision_config=vision, text_config=text, **token_ids(tokenizer, image_token_id="<im_patch>")
+    )
+    return transformers.Step3p7ForConditionalGeneration(config), processor
 
 
 FAMILIES = {

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import tiny
+import transformers
 from tiny import HEADS, WIDTH
-from transformers import (
-    Lfm2VlConfig,
-    Lfm2VlForConditionalGeneration,
-    Lfm2VlImageProcessor,
-    Lfm2VlProcessor,
-    Lfm3VlConfig,
-    Lfm3VlForConditionalGeneration,
-    Lfm3VlProcessor,
-    PreTrainedModel,
-    ProcessorMixin,
-    Qwen2VLImageProcessor,
-    Qwen3VLVideoProcessor,
-)
+from transformers import PreTrainedModel, ProcessorMixin
 
 
 def build_lfm2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -28,19 +17,19 @@ def build_lfm2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     template = "<|startoftext|>" + tiny.chat_template(
         "<image>", "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
     )
-    images = Lfm2VlImageProcessor(
+    images = transformers.Lfm2VlImageProcessor(
         encoder_patch_size=8, tile_size=32, min_tiles=2, max_tiles=4, min_image_tokens=2, max_image_tokens=4
     )
-    processor = Lfm2VlProcessor(images, tokenizer, chat_template=template)
+    processor = transformers.Lfm2VlProcessor(images, tokenizer, chat_template=template)
     vision = tiny.vision_config(model_type="siglip2_vision_model", num_patches=16, vision_use_head=False)
     del vision["image_size"]
-    config = Lfm2VlConfig(
+    config = transformers.Lfm2VlConfig(
         vision_config=vision, projector_hidden_size=2 * WIDTH, downsample_factor=2,
         text_config=tiny.text_config("lfm2", tokenizer, layer_types=["conv", "full_attention"],
                                      block_auto_adjust_ff_dim=False),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
-    return Lfm2VlForConditionalGeneration(config), processor
+    return transformers.Lfm2VlForConditionalGeneration(config), processor
 
 
 def build_lfm3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -53,12 +42,12 @@ def build_lfm3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     )
     sizes = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2,
              "size": {"shortest_edge": 32**2, "longest_edge": 40**2}}  # fmt: skip
-    images, videos = Qwen2VLImageProcessor(**sizes), Qwen3VLVideoProcessor(**sizes)
-    processor = Lfm3VlProcessor(images, tokenizer, videos, chat_template=template)
+    images, videos = transformers.Qwen2VLImageProcessor(**sizes), transformers.Qwen3VLVideoProcessor(**sizes)
+    processor = transformers.Lfm3VlProcessor(images, tokenizer, videos, chat_template=template)
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in (
         ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"), ("vision_end", "vision_end")
     )}  # fmt: skip
-    config = Lfm3VlConfig(
+    config = transformers.Lfm3VlConfig(
         vision_config={
             "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2,
             "num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2, "patch_size": 4,
@@ -70,7 +59,7 @@ def build_lfm3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
         ),
         projector_hidden_size=2 * WIDTH, **ids,
     )  # fmt: skip
-    return Lfm3VlForConditionalGeneration(config), processor
+    return transformers.Lfm3VlForConditionalGeneration(config), processor
 
 
 FAMILIES = {"lfm2_vl": build_lfm2_vl, "lfm3_vl": build_lfm3_vl}

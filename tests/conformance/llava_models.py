@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from tiny import (
     HEADS,
     IMAGE_SIZE,
@@ -20,62 +21,7 @@ from tiny import (
     text_config,
     vision_config,
 )
-from transformers import (
-    AriaConfig,
-    AriaForConditionalGeneration,
-    AriaImageProcessor,
-    AriaProcessor,
-    AyaVisionConfig,
-    AyaVisionForConditionalGeneration,
-    AyaVisionProcessor,
-    CLIPImageProcessor,
-    Cohere2VisionConfig,
-    Cohere2VisionForConditionalGeneration,
-    Cohere2VisionImageProcessor,
-    Cohere2VisionProcessor,
-    CohereCompassConfig,
-    CohereCompassForConditionalGeneration,
-    CohereCompassImageProcessor,
-    CohereCompassProcessor,
-    CohereCompassVideoProcessor,
-    GotOcr2ImageProcessor,
-    Granite4VisionConfig,
-    Granite4VisionForConditionalGeneration,
-    Granite4VisionProcessor,
-    LightOnOcrConfig,
-    LightOnOcrForConditionalGeneration,
-    LightOnOcrProcessor,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextImageProcessor,
-    LlavaNextProcessor,
-    LlavaNextVideoConfig,
-    LlavaNextVideoForConditionalGeneration,
-    LlavaNextVideoProcessor,
-    LlavaNextVideoVideoProcessor,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessor,
-    LlavaOnevisionProcessor,
-    LlavaOnevisionVideoProcessor,
-    LlavaProcessor,
-    Mistral3Config,
-    Mistral3ForConditionalGeneration,
-    MistralLarge4Config,
-    MistralLarge4ForConditionalGeneration,
-    PixtralImageProcessor,
-    PixtralProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-    VideoLlavaConfig,
-    VideoLlavaForConditionalGeneration,
-    VideoLlavaImageProcessor,
-    VideoLlavaProcessor,
-    VideoLlavaVideoProcessor,
-    VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 
 Pair = tuple[PreTrainedModel, ProcessorMixin]
@@ -108,85 +54,85 @@ def token_ids(tokenizer: PreTrainedTokenizerFast, **tokens: str) -> dict[str, in
 def build_llava_next() -> Pair:
     """Tiles at the nearest of several resolutions, padding cut off again, a learned token at every line's end."""
     tokenizer = llama_tokenizer()
-    processor = LlavaNextProcessor(
-        LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **CROPPED), tokenizer,
+    processor = transformers.LlavaNextProcessor(
+        transformers.LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **CROPPED), tokenizer,
         chat_template=chat_template("<image>\n", "[INST] ", " [/INST]", ""), **CLASS_TOKEN,
     )  # fmt: skip
-    config = LlavaNextConfig(
+    config = transformers.LlavaNextConfig(
         vision_config=CLIP, text_config=text_config("mistral", tokenizer, sliding_window=None),
         image_grid_pinpoints=PINPOINTS, image_seq_length=IMAGE_TOKENS,
         **token_ids(tokenizer, image_token_index="<image>"),
     )  # fmt: skip
-    return LlavaNextForConditionalGeneration(config), processor
+    return transformers.LlavaNextForConditionalGeneration(config), processor
 
 
 def build_llava_next_video() -> Pair:
     """As LLaVA-NeXT, with a processor whose first part is for videos."""
     tokenizer = llama_tokenizer("<video>")
-    processor = LlavaNextVideoProcessor(
-        LlavaNextVideoVideoProcessor(**CROPPED),
-        LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **CROPPED), tokenizer,
+    processor = transformers.LlavaNextVideoProcessor(
+        transformers.LlavaNextVideoVideoProcessor(**CROPPED),
+        transformers.LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **CROPPED), tokenizer,
         chat_template=chat_template("<image>\n"), **CLASS_TOKEN,
     )  # fmt: skip
-    config = LlavaNextVideoConfig(
+    config = transformers.LlavaNextVideoConfig(
         vision_config=CLIP, text_config=text_config("llama", tokenizer), image_grid_pinpoints=PINPOINTS,
         image_seq_length=IMAGE_TOKENS, video_seq_length=IMAGE_TOKENS // 4,
         **token_ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
     )  # fmt: skip
-    return LlavaNextVideoForConditionalGeneration(config), processor
+    return transformers.LlavaNextVideoForConditionalGeneration(config), processor
 
 
 def build_llava_onevision() -> Pair:
     """As LLaVA-NeXT on SigLIP and Qwen2; features of many tiles are shrunk, here those of more than two."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
     tokenizer = byte_level_tokenizer(special, begin=None)
-    processor = LlavaOnevisionProcessor(
-        LlavaOnevisionImageProcessor(image_grid_pinpoints=PINPOINTS, size=SIZE), tokenizer,
-        LlavaOnevisionVideoProcessor(size=SIZE), num_image_tokens=IMAGE_TOKENS, vision_feature_select_strategy="full",
+    processor = transformers.LlavaOnevisionProcessor(
+        transformers.LlavaOnevisionImageProcessor(image_grid_pinpoints=PINPOINTS, size=SIZE), tokenizer,
+        transformers.LlavaOnevisionVideoProcessor(size=SIZE), num_image_tokens=IMAGE_TOKENS, vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_2", chat_template=chat_template("<image>\n", *CHATML),
     )  # fmt: skip
-    config = LlavaOnevisionConfig(
+    config = transformers.LlavaOnevisionConfig(
         vision_config=SIGLIP, text_config=text_config("qwen2", tokenizer), image_grid_pinpoints=PINPOINTS,
         vision_aspect_ratio="anyres_max_2",
         **token_ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
     )  # fmt: skip
-    return LlavaOnevisionForConditionalGeneration(config), processor
+    return transformers.LlavaOnevisionForConditionalGeneration(config), processor
 
 
 def build_vipllava() -> Pair:
     """As LLaVA, with the features of several layers of the tower side by side."""
     tokenizer = llama_tokenizer()
-    processor = LlavaProcessor(
-        CLIPImageProcessor(**CROPPED), tokenizer, chat_template=chat_template("<image>\n"), **CLASS_TOKEN
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(**CROPPED), tokenizer, chat_template=chat_template("<image>\n"), **CLASS_TOKEN
     )
-    config = VipLlavaConfig(
+    config = transformers.VipLlavaConfig(
         vision_config=CLIP | {"num_hidden_layers": 4}, text_config=text_config("llama", tokenizer),
         vision_feature_layer=[-1, -2, -4, 2], image_seq_length=IMAGE_TOKENS,
         **token_ids(tokenizer, image_token_index="<image>"),
     )  # fmt: skip
-    return VipLlavaForConditionalGeneration(config), processor
+    return transformers.VipLlavaForConditionalGeneration(config), processor
 
 
 def build_video_llava() -> Pair:
     """A tower for images and one for videos; no gradient, its image processor works on NumPy arrays."""
     tokenizer = llama_tokenizer("<video>")
-    processor = VideoLlavaProcessor(
-        VideoLlavaImageProcessor(**CROPPED), VideoLlavaVideoProcessor(**CROPPED), tokenizer,
+    processor = transformers.VideoLlavaProcessor(
+        transformers.VideoLlavaImageProcessor(**CROPPED), transformers.VideoLlavaVideoProcessor(**CROPPED), tokenizer,
         chat_template=chat_template("<image>\n"), **CLASS_TOKEN,
     )  # fmt: skip
-    config = VideoLlavaConfig(
+    config = transformers.VideoLlavaConfig(
         vision_config=CLIP, text_config=text_config("llama", tokenizer), image_seq_length=IMAGE_TOKENS,
         **token_ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
     )  # fmt: skip
-    return VideoLlavaForConditionalGeneration(config), processor
+    return transformers.VideoLlavaForConditionalGeneration(config), processor
 
 
 def pixtral_parts(text_type: str, **more: Any) -> tuple[ProcessorMixin, dict[str, Any]]:
     """Pixtral's processor, and the configuration of its tower and of a decoder of Mistral's."""
     special = ["<pad>", "<s>", "</s>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
     tokenizer = byte_level_tokenizer(special, begin="<s>")
-    processor = PixtralProcessor(
-        PixtralImageProcessor(size={"longest_edge": 2 * IMAGE_SIZE}, patch_size=PATCH), tokenizer, patch_size=PATCH,
+    processor = transformers.PixtralProcessor(
+        transformers.PixtralImageProcessor(size={"longest_edge": 2 * IMAGE_SIZE}, patch_size=PATCH), tokenizer, patch_size=PATCH,
         spatial_merge_size=2, chat_template="<s>" + chat_template("[IMG]", "[INST]", "", "[/INST]"),
     )  # fmt: skip
     return processor, {
@@ -199,7 +145,9 @@ def pixtral_parts(text_type: str, **more: Any) -> tuple[ProcessorMixin, dict[str
 def build_mistral3() -> Pair:
     """Pixtral at any resolution, patches merged by four, a break token after every line, heads of a width of their own."""
     processor, parts = pixtral_parts("mistral", head_dim=WIDTH // 2, sliding_window=None)
-    return Mistral3ForConditionalGeneration(Mistral3Config(tie_word_embeddings=False, **parts)), processor
+    return transformers.Mistral3ForConditionalGeneration(
+        transformers.Mistral3Config(tie_word_embeddings=False, **parts)
+    ), processor
 
 
 def build_mistral_large4() -> Pair:
@@ -211,7 +159,7 @@ def build_mistral_large4() -> Pair:
         qk_nope_head_dim=8, v_head_dim=8, index_topk=16, index_head_dim=16, index_n_heads=16,
         indexer_types=["full", "full", "shared", "full"], kv_source_layers=[0, 1, 1, 3],
     )  # fmt: skip
-    model = MistralLarge4ForConditionalGeneration(MistralLarge4Config(**parts))
+    model = transformers.MistralLarge4ForConditionalGeneration(transformers.MistralLarge4Config(**parts))
     for name, parameter in model.named_parameters():
         if name.endswith("softmax_scaling.scale"):
             # Queries grow with the logarithm of the position. At zero the small biases would leave next to no query.
@@ -226,16 +174,16 @@ def build_lighton_ocr() -> Pair:
         special, begin=None, image_token="<|image_pad|>", image_break_token="<|vision_pad|>",
         image_end_token="<|vision_end|>",
     )  # fmt: skip
-    processor = LightOnOcrProcessor(
-        PixtralImageProcessor(size={"longest_edge": 2 * IMAGE_SIZE}, patch_size=2 * PATCH), tokenizer,
+    processor = transformers.LightOnOcrProcessor(
+        transformers.PixtralImageProcessor(size={"longest_edge": 2 * IMAGE_SIZE}, patch_size=2 * PATCH), tokenizer,
         patch_size=PATCH, spatial_merge_size=2, chat_template=chat_template("<|image_pad|>", *CHATML),
     )  # fmt: skip
-    config = LightOnOcrConfig(
+    config = transformers.LightOnOcrConfig(
         vision_config=vision_config(model_type="pixtral") | {"image_size": 2 * IMAGE_SIZE},
         text_config=text_config("qwen3", tokenizer, head_dim=WIDTH // HEADS), spatial_merge_size=2,
         image_token_id=tokenizer.image_token_id,
     )  # fmt: skip
-    return LightOnOcrForConditionalGeneration(config), processor
+    return transformers.LightOnOcrForConditionalGeneration(config), processor
 
 
 def build_aya_vision() -> Pair:
@@ -243,15 +191,15 @@ def build_aya_vision() -> Pair:
     images = ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE_GLOBAL",
               *(f"TILE_{tile}" for tile in range(1, 5))]  # fmt: skip
     tokenizer = byte_level_tokenizer(COHERE_TOKENS + images, begin="<BOS_TOKEN>")
-    processor = AyaVisionProcessor(
-        GotOcr2ImageProcessor(size=SIZE, max_patches=4), tokenizer, patch_size=PATCH, img_size=IMAGE_SIZE,
+    processor = transformers.AyaVisionProcessor(
+        transformers.GotOcr2ImageProcessor(size=SIZE, max_patches=4), tokenizer, patch_size=PATCH, img_size=IMAGE_SIZE,
         downsample_factor=2, chat_template="<BOS_TOKEN>" + chat_template("<image>", *COHERE),
     )  # fmt: skip
-    config = AyaVisionConfig(
+    config = transformers.AyaVisionConfig(
         vision_config=SIGLIP, text_config=text_config("cohere2", tokenizer, **SLIDING), downsample_factor=2,
         **token_ids(tokenizer, image_token_index="<|IMG_PATCH|>"),
     )  # fmt: skip
-    return AyaVisionForConditionalGeneration(config), processor
+    return transformers.AyaVisionForConditionalGeneration(config), processor
 
 
 def build_cohere2_vision() -> Pair:
@@ -260,15 +208,15 @@ def build_cohere2_vision() -> Pair:
               "img_line_break_token": "<|IMG_LINE_BREAK|>"}  # fmt: skip
     tokenizer = byte_level_tokenizer(COHERE_TOKENS + list(images.values()), begin="<BOS_TOKEN>", **images)
     # This `patch_size` is the number of tokens along a side of a tile.
-    processor = Cohere2VisionProcessor(
-        Cohere2VisionImageProcessor(size=SIZE, max_patches=4, patch_size=IMAGE_SIZE // PATCH // 2), tokenizer,
+    processor = transformers.Cohere2VisionProcessor(
+        transformers.Cohere2VisionImageProcessor(size=SIZE, max_patches=4, patch_size=IMAGE_SIZE // PATCH // 2), tokenizer,
         chat_template="<BOS_TOKEN>" + chat_template("<|IMG_PATCH|>", *COHERE),
     )  # fmt: skip
-    config = Cohere2VisionConfig(
+    config = transformers.Cohere2VisionConfig(
         vision_config=SIGLIP, text_config=text_config("cohere2", tokenizer, **SLIDING), downsample_factor=2,
         alignment_intermediate_size=2 * WIDTH, image_token_id=tokenizer.image_token_id,
     )  # fmt: skip
-    return Cohere2VisionForConditionalGeneration(config), processor
+    return transformers.Cohere2VisionForConditionalGeneration(config), processor
 
 
 def build_cohere_compass() -> Pair:
@@ -278,12 +226,12 @@ def build_cohere_compass() -> Pair:
     tokenizer = byte_level_tokenizer(COHERE_TOKENS + list(images.values()), begin="<BOS_TOKEN>")
     sizes = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
     pixels = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": 4 * IMAGE_SIZE**2}
-    processor = CohereCompassProcessor(
-        CohereCompassImageProcessor(size=pixels, **sizes), tokenizer, CohereCompassVideoProcessor(size=pixels, **sizes),
+    processor = transformers.CohereCompassProcessor(
+        transformers.CohereCompassImageProcessor(size=pixels, **sizes), tokenizer, transformers.CohereCompassVideoProcessor(size=pixels, **sizes),
         chat_template="<BOS_TOKEN>" + chat_template("<|VISION_START|><|IMAGE_PAD|><|VISION_END|>", *COHERE),
     )  # fmt: skip
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    config = CohereCompassConfig(
+    config = transformers.CohereCompassConfig(
         vision_config={
             "depth": LAYERS, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_heads": HEADS,
             "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": WIDTH,
@@ -293,7 +241,7 @@ def build_cohere_compass() -> Pair:
                                 rope_parameters={"sliding_attention": rope, "full_attention": None}),
         **token_ids(tokenizer, **{f"{name}_id": token for name, token in images.items()}),
     )  # fmt: skip
-    return CohereCompassForConditionalGeneration(config), processor
+    return transformers.CohereCompassForConditionalGeneration(config), processor
 
 
 def build_granite4_vision() -> Pair:
@@ -301,12 +249,12 @@ def build_granite4_vision() -> Pair:
     special = ["<|pad|>", "<|start_of_role|>", "<|end_of_text|>", "<|end_of_role|>", "<image>"]
     tokenizer = byte_level_tokenizer(special, begin=None)
     role = "<|start_of_role|>{}<|end_of_role|>"
-    processor = Granite4VisionProcessor(
-        LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **CROPPED), tokenizer, patch_size=PATCH // 2,
+    processor = transformers.Granite4VisionProcessor(
+        transformers.LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **CROPPED), tokenizer, patch_size=PATCH // 2,
         vision_feature_select_strategy="full", downsample_rate="2/4",
         chat_template=chat_template("<image>\n", role.format("user"), "<|end_of_text|>\n", role.format("assistant")),
     )  # fmt: skip
-    config = Granite4VisionConfig(
+    config = transformers.Granite4VisionConfig(
         # Heads of the Q-Formers are 64 wide, always.
         vision_config=SIGLIP | {"hidden_size": 64, "patch_size": PATCH // 2},
         text_config=text_config("granite4_vision_text", tokenizer, num_hidden_layers=6, embedding_multiplier=1.5,
@@ -316,23 +264,23 @@ def build_granite4_vision() -> Pair:
         spatial_target_layers=[2, 3, 4, 5], projector_dropout=0.0, image_grid_pinpoints=PINPOINTS,
         image_seq_length=IMAGE_TOKENS, **token_ids(tokenizer, image_token_index="<image>"),
     )  # fmt: skip
-    return Granite4VisionForConditionalGeneration(config), processor
+    return transformers.Granite4VisionForConditionalGeneration(config), processor
 
 
 def build_aria() -> Pair:
     """Queries that read the tower by cross attention, experts; every image becomes 980 pixels high and wide."""
     special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<fim_prefix>", "<|img|>", "<fim_suffix>"]
     tokenizer = byte_level_tokenizer(special, begin=None, image_token="<|img|>")
-    processor = AriaProcessor(
-        AriaImageProcessor(max_image_size=980, min_image_size=336), tokenizer, size_conversion={980: 16},
+    processor = transformers.AriaProcessor(
+        transformers.AriaImageProcessor(max_image_size=980, min_image_size=336), tokenizer, size_conversion={980: 16},
         chat_template=chat_template("<fim_prefix><|img|><fim_suffix>", *CHATML),
     )  # fmt: skip
-    config = AriaConfig(
+    config = transformers.AriaConfig(
         vision_config=vision_config(model_type="idefics3_vision") | {"image_size": 980, "patch_size": 140},
         text_config=text_config("aria_text", tokenizer, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
         projector_patch_to_query_dict={(980 // 140) ** 2: 16}, **token_ids(tokenizer, image_token_index="<|img|>"),
     )  # fmt: skip
-    return AriaForConditionalGeneration(config), processor
+    return transformers.AriaForConditionalGeneration(config), processor
 
 
 FAMILIES: dict[str, Callable[[], Pair]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import transformers
 from tiny import (
     HEADS,
     IMAGE_SIZE,
@@ -16,63 +17,7 @@ from tiny import (
     text_config,
     vision_config,
 )
-from transformers import (
-    Inkling2Config,
-    Inkling2ForConditionalGeneration,
-    Inkling2ImageProcessor,
-    Inkling2Processor,
-    InklingConfig,
-    InklingFeatureExtractor,
-    InklingForConditionalGeneration,
-    InklingImageProcessor,
-    InklingProcessor,
-    MiniCPMOcrConfig,
-    MiniCPMOcrForConditionalGeneration,
-    MiniCPMOcrImageProcessor,
-    MiniCPMOcrProcessor,
-    MiniCPMOcrVideoProcessor,
-    MiniCPMV4_6Config,
-    MiniCPMV4_6ForConditionalGeneration,
-    MiniCPMV4_6ImageProcessor,
-    MiniCPMV4_6Processor,
-    MiniCPMV4_6VideoProcessor,
-    MiniCPMV4_7Config,
-    MiniCPMV4_7ForConditionalGeneration,
-    MiniCPMV4_7Processor,
-    MiniMaxM3SparseForConditionalGeneration,
-    MiniMaxM3VLConfig,
-    MiniMaxM3VLImageProcessor,
-    MiniMaxM3VLProcessor,
-    MiniMaxM3VLVideoProcessor,
-    Molmo2Config,
-    Molmo2ForConditionalGeneration,
-    Molmo2ImageProcessor,
-    Molmo2Processor,
-    Molmo2VideoProcessor,
-    MuseGlimmerConfig,
-    MuseGlimmerForConditionalGeneration,
-    MuseGlimmerImageProcessor,
-    MuseGlimmerProcessor,
-    MuseGlimmerVideoProcessor,
-    MuseSparkConfig,
-    MuseSparkFeatureExtractor,
-    MuseSparkForConditionalGeneration,
-    MuseSparkProcessor,
-    NemotronH_Omni_Reasoning_V3,
-    NemotronH_Omni_Reasoning_V3_Config,
-    NemotronH_Omni_Reasoning_V3ImageProcessor,
-    NemotronH_Omni_Reasoning_V3Processor,
-    NemotronH_Omni_Reasoning_V3VideoProcessor,
-    ParakeetFeatureExtractor,
-    PerceptionLMConfig,
-    PerceptionLMForConditionalGeneration,
-    PerceptionLMImageProcessor,
-    PerceptionLMProcessor,
-    PerceptionLMVideoProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 
 SMALL = 4  # patches of those towers that merge 2 x 2 of them
@@ -93,13 +38,13 @@ def build_molmo2() -> tuple[PreTrainedModel, ProcessorMixin]:
                "<im_low>"]  # fmt: skip
     tokenizer = byte_level_tokenizer(special, begin=None)
     sizes = {"size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}, "patch_size": PATCH}
-    processor = Molmo2Processor(
-        image_processor=Molmo2ImageProcessor(max_crops=4, overlap_margins=[1, 1], **sizes),
-        video_processor=Molmo2VideoProcessor(**sizes), tokenizer=tokenizer,
+    processor = transformers.Molmo2Processor(
+        image_processor=transformers.Molmo2ImageProcessor(max_crops=4, overlap_margins=[1, 1], **sizes),
+        video_processor=transformers.Molmo2VideoProcessor(**sizes), tokenizer=tokenizer,
         chat_template=chat_template("<|image|>", *CHATML),
     )  # fmt: skip
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": HEAD}
-    config = Molmo2Config(
+    config = transformers.Molmo2Config(
         vision_config={"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS,
                        "image_size": [IMAGE_SIZE, IMAGE_SIZE], "patch_size": PATCH, **heads},
         adapter_config={"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "text_hidden_size": WIDTH,
@@ -109,7 +54,7 @@ def build_molmo2() -> tuple[PreTrainedModel, ProcessorMixin]:
               image_end_token_id="<im_end>", image_patch_id="<im_patch>", frame_start_token_id="<frame_start>",
               frame_end_token_id="<frame_end>"),
     )  # fmt: skip
-    return Molmo2ForConditionalGeneration(config), processor
+    return transformers.Molmo2ForConditionalGeneration(config), processor
 
 
 MUSE_TOKENS = ["<|finetune_right_pad|>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot|>", "<|header_start|>",
@@ -143,28 +88,28 @@ MUSE_SIZES = {"patch_size": SMALL, "merge_size": 2, "temporal_patch_size": 2}
 def build_muse_glimmer() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Windowed and full attention in the tower, sliding and full in the decoder, Lanczos resizing."""
     tokenizer = byte_level_tokenizer(MUSE_TOKENS, begin="<|begin_of_text|>")
-    processor = MuseGlimmerProcessor(
-        MuseGlimmerImageProcessor(max_image_tokens=30, **MUSE_SIZES), MuseGlimmerVideoProcessor(**MUSE_SIZES),
+    processor = transformers.MuseGlimmerProcessor(
+        transformers.MuseGlimmerImageProcessor(max_image_tokens=30, **MUSE_SIZES), transformers.MuseGlimmerVideoProcessor(**MUSE_SIZES),
         tokenizer, chat_template=MUSE_TEMPLATE,
     )  # fmt: skip
-    return MuseGlimmerForConditionalGeneration(
-        MuseGlimmerConfig(**muse("muse_glimmer_text", "muse_glimmer_vision", tokenizer))
+    return transformers.MuseGlimmerForConditionalGeneration(
+        transformers.MuseGlimmerConfig(**muse("muse_glimmer_text", "muse_glimmer_vision", tokenizer))
     ), processor
 
 
 def build_muse_spark() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As Muse Glimmer, with experts, gated residuals and an audio tower."""
     tokenizer = byte_level_tokenizer(MUSE_TOKENS, begin="<|begin_of_text|>")
-    processor = MuseSparkProcessor(
-        MuseGlimmerImageProcessor(max_image_tokens=30, **MUSE_SIZES), MuseGlimmerVideoProcessor(**MUSE_SIZES),
-        tokenizer, MuseSparkFeatureExtractor(), chat_template=MUSE_TEMPLATE,
+    processor = transformers.MuseSparkProcessor(
+        transformers.MuseGlimmerImageProcessor(max_image_tokens=30, **MUSE_SIZES), transformers.MuseGlimmerVideoProcessor(**MUSE_SIZES),
+        tokenizer, transformers.MuseSparkFeatureExtractor(), chat_template=MUSE_TEMPLATE,
     )  # fmt: skip
     shared = muse("muse_spark_text", "muse_spark_vision", tokenizer, moe_intermediate_size=WIDTH, num_local_experts=4,
                   num_experts_per_tok=2, moe_hidden_size=WIDTH // 2, mlp_layer_types=["dense", "sparse"])  # fmt: skip
     audio = {"patch_sizes": [16, 4], "hidden_sizes": [8, 8], "depths": [1, 1], "num_hidden_layers": 2,
              "out_hidden_size": WIDTH}  # fmt: skip
-    config = MuseSparkConfig(audio_config=audio, **ids(tokenizer, audio_token_id="<|audio|>"), **shared)
-    return MuseSparkForConditionalGeneration(config), processor
+    config = transformers.MuseSparkConfig(audio_config=audio, **ids(tokenizer, audio_token_id="<|audio|>"), **shared)
+    return transformers.MuseSparkForConditionalGeneration(config), processor
 
 
 MINICPM_NAMED = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "image_start_token": "<image>",
@@ -194,45 +139,51 @@ def minicpm() -> tuple[PreTrainedTokenizerFast, dict[str, Any], dict[str, Any]]:
 def build_minicpm_ocr() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Slices of 4 times as many tokens as MiniCPM-V 4.6, linear and full attention, image ids in the text."""
     tokenizer, slicing, config = minicpm()
-    processor = MiniCPMOcrProcessor(
-        MiniCPMOcrImageProcessor(**slicing), MiniCPMOcrVideoProcessor(**slicing), tokenizer,
+    processor = transformers.MiniCPMOcrProcessor(
+        transformers.MiniCPMOcrImageProcessor(**slicing), transformers.MiniCPMOcrVideoProcessor(**slicing), tokenizer,
         chat_template=chat_template("<|image_pad|>", *CHATML),
     )  # fmt: skip
-    return MiniCPMOcrForConditionalGeneration(MiniCPMOcrConfig(tie_word_embeddings=False, **config)), processor
+    return transformers.MiniCPMOcrForConditionalGeneration(
+        transformers.MiniCPMOcrConfig(tie_word_embeddings=False, **config)
+    ), processor
 
 
 def build_minicpmv4_6() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Slices, a tower that merges windows after its first layer, linear and full attention."""
     tokenizer, slicing, config = minicpm()
-    processor = MiniCPMV4_6Processor(
-        MiniCPMV4_6ImageProcessor(**slicing), MiniCPMV4_6VideoProcessor(**slicing), tokenizer,
+    processor = transformers.MiniCPMV4_6Processor(
+        transformers.MiniCPMV4_6ImageProcessor(**slicing), transformers.MiniCPMV4_6VideoProcessor(**slicing), tokenizer,
         chat_template=chat_template("<|image_pad|>", *CHATML),
     )  # fmt: skip
-    return MiniCPMV4_6ForConditionalGeneration(MiniCPMV4_6Config(image_size=IMAGE_SIZE, **config)), processor
+    return transformers.MiniCPMV4_6ForConditionalGeneration(
+        transformers.MiniCPMV4_6Config(image_size=IMAGE_SIZE, **config)
+    ), processor
 
 
 def build_minicpmv4_7() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As MiniCPM-V 4.6, with positions on a canvas that the tags around slices are pinned to."""
     tokenizer, slicing, config = minicpm()
-    processor = MiniCPMV4_7Processor(
-        MiniCPMV4_6ImageProcessor(**slicing), MiniCPMV4_6VideoProcessor(**slicing), tokenizer,
+    processor = transformers.MiniCPMV4_7Processor(
+        transformers.MiniCPMV4_6ImageProcessor(**slicing), transformers.MiniCPMV4_6VideoProcessor(**slicing), tokenizer,
         chat_template=chat_template("<|image_pad|>", *CHATML),
     )  # fmt: skip
     tags = ids(tokenizer, image_start_id="<image>", image_end_id="</image>", slice_start_id="<slice>",
                slice_end_id="</slice>", newline_id="Ċ")  # fmt: skip
-    return MiniCPMV4_7ForConditionalGeneration(MiniCPMV4_7Config(image_size=IMAGE_SIZE, **config, **tags)), processor
+    return transformers.MiniCPMV4_7ForConditionalGeneration(
+        transformers.MiniCPMV4_7Config(image_size=IMAGE_SIZE, **config, **tags)
+    ), processor
 
 
 def build_minimax_m3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Native resolution, a dense and a sparse layer: experts, and attention to the 2 best blocks of 8 tokens."""
-    names = MiniMaxM3VLProcessor
+    names = transformers.MiniMaxM3VLProcessor
     special = ["]!p~[", "]~!b[", "[e~[", "]~b]", names.IMAGE_TOKEN, names.VIDEO_TOKEN, names.VISION_START_TOKEN,
                names.VISION_END_TOKEN]  # fmt: skip
     tokenizer = byte_level_tokenizer(special, begin=None)
     sizes = {"patch_size": SMALL, "merge_size": 2, "temporal_patch_size": 2}
     pixels = {"shortest_edge": 16**2, "longest_edge": IMAGE_SIZE**2}
-    processor = MiniMaxM3VLProcessor(
-        MiniMaxM3VLImageProcessor(size=pixels, **sizes), tokenizer, MiniMaxM3VLVideoProcessor(**sizes),
+    processor = transformers.MiniMaxM3VLProcessor(
+        transformers.MiniMaxM3VLImageProcessor(size=pixels, **sizes), tokenizer, transformers.MiniMaxM3VLVideoProcessor(**sizes),
         chat_template="]~!b[" + chat_template(names.IMAGE_TOKEN, "]~b]user\n", "[e~[\n", "]~b]ai\n"),
     )  # fmt: skip
     text = text_config(
@@ -241,11 +192,11 @@ def build_minimax_m3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
         mlp_layer_types=["dense", "sparse"], layer_types=["full_attention", "minimax_m3_sparse"],
         index_n_heads=HEADS // 2, index_head_dim=HEAD, index_block_size=8, index_topk_blocks=2,
     )  # fmt: skip
-    config = MiniMaxM3VLConfig(
+    config = transformers.MiniMaxM3VLConfig(
         text_config=text, vision_config=vision_config(patch_size=SMALL), projector_hidden_size=WIDTH,
         **ids(tokenizer, image_token_index=names.IMAGE_TOKEN, video_token_index=names.VIDEO_TOKEN),
     )  # fmt: skip
-    return MiniMaxM3SparseForConditionalGeneration(config), processor
+    return transformers.MiniMaxM3SparseForConditionalGeneration(config), processor
 
 
 def build_nemotron_h_omni() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -254,9 +205,9 @@ def build_nemotron_h_omni() -> tuple[PreTrainedModel, ProcessorMixin]:
              "image_start_token": "<img>", "image_end_token": "</img>"}  # fmt: skip
     special = ["<unk>", "<s>", "<|im_end|>", "<|im_start|>", "<so_start>", "<so_end>", *named.values()]
     tokenizer = byte_level_tokenizer(special, begin=None, **named)
-    processor = NemotronH_Omni_Reasoning_V3Processor(
-        NemotronH_Omni_Reasoning_V3ImageProcessor(patch_size=PATCH, min_num_patches=16, max_num_patches=30),
-        NemotronH_Omni_Reasoning_V3VideoProcessor(), tokenizer, ParakeetFeatureExtractor(),
+    processor = transformers.NemotronH_Omni_Reasoning_V3Processor(
+        transformers.NemotronH_Omni_Reasoning_V3ImageProcessor(patch_size=PATCH, min_num_patches=16, max_num_patches=30),
+        transformers.NemotronH_Omni_Reasoning_V3VideoProcessor(), tokenizer, transformers.ParakeetFeatureExtractor(),
         chat_template=chat_template("<image>", *CHATML),
     )  # fmt: skip
     text = text_config(
@@ -268,11 +219,11 @@ def build_nemotron_h_omni() -> tuple[PreTrainedModel, ProcessorMixin]:
     vision = {"model_type": "radio", "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
               "mlp_ratio": 2.0, "patch_size": PATCH, "image_size": IMAGE_SIZE, "max_img_size": 2 * IMAGE_SIZE,
               "num_cls_tokens": 2, "num_registers": 2, "video_temporal_patch_size": 2}  # fmt: skip
-    config = NemotronH_Omni_Reasoning_V3_Config(
+    config = transformers.NemotronH_Omni_Reasoning_V3_Config(
         vision_config=vision, text_config=text, projector_hidden_size=WIDTH, vision_hidden_size=WIDTH,
         **ids(tokenizer, image_token_id="<image>", video_token_id="<video>", audio_token_id="<so_embedding>"),
     )  # fmt: skip
-    return NemotronH_Omni_Reasoning_V3(config), processor
+    return transformers.NemotronH_Omni_Reasoning_V3(config), processor
 
 
 def build_perception_lm() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -281,18 +232,18 @@ def build_perception_lm() -> tuple[PreTrainedModel, ProcessorMixin]:
     special = ["<|finetune_right_pad_id|>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>",
                "<|start_header_id|>", "<|end_header_id|>", *named.values()]  # fmt: skip
     tokenizer = byte_level_tokenizer(special, begin="<|begin_of_text|>", **named)
-    processor = PerceptionLMProcessor(
-        PerceptionLMVideoProcessor(), PerceptionLMImageProcessor(tile_size=IMAGE_SIZE, max_num_tiles=4), tokenizer,
+    processor = transformers.PerceptionLMProcessor(
+        transformers.PerceptionLMVideoProcessor(), transformers.PerceptionLMImageProcessor(tile_size=IMAGE_SIZE, max_num_tiles=4), tokenizer,
         patch_size=PATCH, pooling_ratio=2, chat_template="<|begin_of_text|>" + chat_template(
             "<|image|>", "<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>",
             "<|start_header_id|>assistant<|end_header_id|>\n\n"),
     )  # fmt: skip
-    config = PerceptionLMConfig(
+    config = transformers.PerceptionLMConfig(
         vision_config=vision_config(model_type="clip_vision_model", model_args={"embed_dim": WIDTH}),
         text_config=text_config("llama", tokenizer),
         projector_pooling_ratio=2, **ids(tokenizer, image_token_id="<|image|>", video_token_id="<|video|>"),
     )  # fmt: skip
-    return PerceptionLMForConditionalGeneration(config), processor
+    return transformers.PerceptionLMForConditionalGeneration(config), processor
 
 
 INKLING_TOKENS = ["<|pad|>", "<|begin|>", "<|end|>", "<|message_user|>", "<|message_model|>", "<|content_text|>",
@@ -312,34 +263,39 @@ INKLING_TEXT = {
 def build_inkling2() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Images are padded, never resized, to a grid with one token a cell; block attention residuals, experts."""
     tokenizer = byte_level_tokenizer(INKLING_TOKENS, begin=None)
-    processor = Inkling2Processor(Inkling2ImageProcessor(size=SQUARE), tokenizer, INKLING_TEMPLATE)
+    processor = transformers.Inkling2Processor(
+        transformers.Inkling2ImageProcessor(size=SQUARE), tokenizer, INKLING_TEMPLATE
+    )
     text = text_config("inkling2_text", tokenizer, unpadded_vocab_size=len(tokenizer), n_layers_per_attn_res_block=1,
                        **INKLING_TEXT)  # fmt: skip
     del text["intermediate_size"]
     vision = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "mlp_ratio": 2.0,
               "patch_size": PATCH, "posemb_grid_size": 4, "projection_hidden_dim": WIDTH,
               "text_hidden_size": WIDTH}  # fmt: skip
-    config = Inkling2Config(
+    config = transformers.Inkling2Config(
         text_config=text, vision_config=vision, **ids(tokenizer, image_token_id="<|unused_200054|>")
     )
-    return Inkling2ForConditionalGeneration(config), processor
+    return transformers.Inkling2ForConditionalGeneration(config), processor
 
 
 def build_inkling() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Images are cut, never resized, into patches that are one token each and see nothing of each other."""
     tokenizer = byte_level_tokenizer(INKLING_TOKENS, begin=None)
-    processor = InklingProcessor(
-        InklingFeatureExtractor(), InklingImageProcessor(size=SQUARE), tokenizer, INKLING_TEMPLATE
+    processor = transformers.InklingProcessor(
+        transformers.InklingFeatureExtractor(),
+        transformers.InklingImageProcessor(size=SQUARE),
+        tokenizer,
+        INKLING_TEMPLATE,
     )
     text = text_config("inkling_text", tokenizer, n_shared_experts=1, mlp_layer_types=["dense", "sparse"],
                        logits_mup_width_multiplier=2.0, **INKLING_TEXT)  # fmt: skip
-    config = InklingConfig(
+    config = transformers.InklingConfig(
         text_config=text, vision_config={"patch_size": 16, "hidden_size": WIDTH, "num_hidden_layers": 3},
         audio_config={"n_mel_bins": 8, "mel_vocab_size": 16},
         **ids(tokenizer, image_token_id="<|unused_200054|>", audio_token_id="<|unused_200053|>",
               image_bos_token_id="<|content_image|>", audio_bos_token_id="<|content_audio_input|>"),
     )  # fmt: skip
-    return InklingForConditionalGeneration(config), processor
+    return transformers.InklingForConditionalGeneration(config), processor
 
 
 FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import transformers
 from tiny import (
     HEADS,
     IMAGE_SIZE,
@@ -18,43 +19,7 @@ from tiny import (
     vision_config,
 )
 from torch import nn
-from transformers import (
-    ChameleonConfig,
-    ChameleonForConditionalGeneration,
-    ChameleonImageProcessor,
-    ChameleonProcessor,
-    CLIPImageProcessor,
-    ConvNextConfig,
-    DeepseekOcr2Config,
-    DeepseekOcr2ForConditionalGeneration,
-    DeepseekOcr2ImageProcessor,
-    DeepseekOcr2Processor,
-    Emu3Config,
-    Emu3ForConditionalGeneration,
-    Emu3ImageProcessor,
-    Emu3Processor,
-    FastVlmConfig,
-    FastVlmForConditionalGeneration,
-    GotOcr2Config,
-    GotOcr2ForConditionalGeneration,
-    GotOcr2ImageProcessor,
-    GotOcr2Processor,
-    GraniteDoclingConfig,
-    GraniteDoclingForConditionalGeneration,
-    GraniteDoclingImageProcessor,
-    GraniteDoclingProcessor,
-    LlavaProcessor,
-    PPChart2TableConfig,
-    PPChart2TableImageProcessor,
-    PPChart2TableProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-    UnlimitedOcrConfig,
-    UnlimitedOcrForConditionalGeneration,
-    UnlimitedOcrImageProcessor,
-    UnlimitedOcrProcessor,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 
 SMALL = 4  # patches of the SAM towers, which halve their grid twice
@@ -85,17 +50,17 @@ DEEPSEEK_TOKENS = ["<｜▁pad▁｜>", "<｜begin▁of▁sentence｜>", "<｜en
 def build_deepseek_ocr2() -> tuple[PreTrainedModel, ProcessorMixin]:
     """SAM, then a decoder whose learned queries are the image tokens; tiles and a full view; experts."""
     tokenizer = byte_level_tokenizer(DEEPSEEK_TOKENS, begin="<｜begin▁of▁sentence｜>")
-    processor = DeepseekOcr2Processor(
-        DeepseekOcr2ImageProcessor(size=SIZE, tile_size=IMAGE_SIZE), tokenizer, chat_template("<image>\n", "", "", ""),
+    processor = transformers.DeepseekOcr2Processor(
+        transformers.DeepseekOcr2ImageProcessor(size=SIZE, tile_size=IMAGE_SIZE), tokenizer, chat_template("<image>\n", "", "", ""),
         patch_size=SMALL, downsample_ratio=4,
     )  # fmt: skip
     encoder = text_config("deepseek_ocr2_encoder", tokenizer)
-    config = DeepseekOcr2Config(
+    config = transformers.DeepseekOcr2Config(
         vision_config={"sam_config": sam_config(downsample_channels=[WIDTH, WIDTH]), "encoder_config": encoder},
         text_config=deepseek_text("deepseek_ocr2_text", tokenizer),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
-    model = DeepseekOcr2ForConditionalGeneration(config)
+    model = transformers.DeepseekOcr2ForConditionalGeneration(config)
     # The library has 144 queries a tile, for 768 pixels in patches of 16, and no setting for it.
     model.model.vision_tower.query_768_resolution = nn.Embedding(SAM_TOKENS, WIDTH)
     return model, processor
@@ -104,17 +69,17 @@ def build_deepseek_ocr2() -> tuple[PreTrainedModel, ProcessorMixin]:
 def build_unlimited_ocr() -> tuple[PreTrainedModel, ProcessorMixin]:
     """SAM and CLIP in a row, tiles with a token after every line, experts, a window that keeps the whole question."""
     tokenizer = byte_level_tokenizer(DEEPSEEK_TOKENS, begin="<｜begin▁of▁sentence｜>")
-    processor = UnlimitedOcrProcessor(
-        UnlimitedOcrImageProcessor(size=SIZE, tile_size=IMAGE_SIZE, max_patches=4), tokenizer,
+    processor = transformers.UnlimitedOcrProcessor(
+        transformers.UnlimitedOcrImageProcessor(size=SIZE, tile_size=IMAGE_SIZE, max_patches=4), tokenizer,
         chat_template("<image>\n", "", "", ""), patch_size=SMALL, downsample_ratio=4,
     )  # fmt: skip
-    config = UnlimitedOcrConfig(
+    config = transformers.UnlimitedOcrConfig(
         vision_config={"sam_config": sam_config(downsample_channels=[WIDTH, WIDTH]),
                        "encoder_config": {**vision_config(), "patch_size": 4 * SMALL}},
         text_config=deepseek_text("unlimited_ocr_text", tokenizer, sliding_window=8),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
-    return UnlimitedOcrForConditionalGeneration(config), processor
+    return transformers.UnlimitedOcrForConditionalGeneration(config), processor
 
 
 GOT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<imgpad>"]
@@ -131,20 +96,22 @@ def got_config(kind: type, tokenizer: PreTrainedTokenizerFast) -> Any:
 def build_got_ocr2() -> tuple[PreTrainedModel, ProcessorMixin]:
     """SAM and Qwen2. The processor takes images in a flat list only and has no chat template."""
     tokenizer = byte_level_tokenizer(GOT_TOKENS, begin=None)
-    processor = GotOcr2Processor(GotOcr2ImageProcessor(size=SIZE), tokenizer)
+    processor = transformers.GotOcr2Processor(transformers.GotOcr2ImageProcessor(size=SIZE), tokenizer)
     processor.num_image_tokens = SAM_TOKENS
-    return GotOcr2ForConditionalGeneration(got_config(GotOcr2Config, tokenizer)), processor
+    return transformers.GotOcr2ForConditionalGeneration(got_config(transformers.GotOcr2Config, tokenizer)), processor
 
 
 def build_pp_chart2table() -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model of GOT-OCR 2. The template, not the processor, writes one placeholder for every image token."""
     tokenizer = byte_level_tokenizer(GOT_TOKENS, begin=None)
     image = "<img>" + "<imgpad>" * SAM_TOKENS + "</img>\n"
-    processor = PPChart2TableProcessor(
-        PPChart2TableImageProcessor(size=SIZE), tokenizer,
+    processor = transformers.PPChart2TableProcessor(
+        transformers.PPChart2TableImageProcessor(size=SIZE), tokenizer,
         chat_template(image, "<|im_start|>user\n", "<|im_end|>", "<|im_start|>assistant\n"),
     )  # fmt: skip
-    return GotOcr2ForConditionalGeneration(got_config(PPChart2TableConfig, tokenizer)), processor
+    return transformers.GotOcr2ForConditionalGeneration(
+        got_config(transformers.PPChart2TableConfig, tokenizer)
+    ), processor
 
 
 def build_granite_docling() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -153,37 +120,37 @@ def build_granite_docling() -> tuple[PreTrainedModel, ProcessorMixin]:
     special = ["<|pad|>", "<|start_of_text|>", "<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<image>",
                "<fake_token_around_image>", "<global-img>", *rows]  # fmt: skip
     tokenizer = byte_level_tokenizer(special, begin=None)
-    processor = GraniteDoclingProcessor(
-        GraniteDoclingImageProcessor(size=SIZE, max_patches=4), tokenizer, image_seq_len=4,
+    processor = transformers.GraniteDoclingProcessor(
+        transformers.GraniteDoclingImageProcessor(size=SIZE, max_patches=4), tokenizer, image_seq_len=4,
         chat_template=chat_template("<image>", "<|start_of_role|>user<|end_of_role|>", "<|end_of_text|>\n",
                                     "<|start_of_role|>assistant<|end_of_role|>"),
     )  # fmt: skip
-    config = GraniteDoclingConfig(
+    config = transformers.GraniteDoclingConfig(
         vision_config={**vision_config(), "out_hidden_size": WIDTH, "scale_factor": 2, "deepstack_visual_indexes": [0]},
         text_config=text_config("granite_docling_text", tokenizer, embedding_multiplier=2.0, logits_scaling=1.0,
                                 residual_multiplier=1.0, attention_multiplier=(WIDTH // HEADS) ** -0.5),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    return GraniteDoclingForConditionalGeneration(config), processor
+    return transformers.GraniteDoclingForConditionalGeneration(config), processor
 
 
 def build_fast_vlm() -> tuple[PreTrainedModel, ProcessorMixin]:
     """A convolutional tower whose map is read as tokens. ConvNext stands for the published FastViT, which needs timm."""
     tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"], begin=None)
-    processor = LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=SIZE), tokenizer, patch_size=PATCH,
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=SIZE), tokenizer, patch_size=PATCH,
         vision_feature_select_strategy="full", num_additional_image_tokens=0,
         chat_template=chat_template("<image>\n", "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"),
     )  # fmt: skip
-    tower = ConvNextConfig(
+    tower = transformers.ConvNextConfig(
         patch_size=4, hidden_sizes=[WIDTH, WIDTH], depths=[1, 1], num_stages=2, image_size=IMAGE_SIZE
     )
     tower.hidden_size = WIDTH
-    config = FastVlmConfig(
+    config = transformers.FastVlmConfig(
         vision_config=tower, text_config=text_config("qwen2", tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
     )  # fmt: skip
-    return FastVlmForConditionalGeneration(config), processor
+    return transformers.FastVlmForConditionalGeneration(config), processor
 
 
 def build_chameleon() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -192,17 +159,19 @@ def build_chameleon() -> tuple[PreTrainedModel, ProcessorMixin]:
     special = ["<pad>", "<s>", "</s>", "<image>", "<racm3:break>", "<eoss>", "<reserved08706>", *codes]
     tokenizer = byte_level_tokenizer(special, begin="<s>")
     tokenizer.sep_token = "<reserved08706>"
-    processor = ChameleonProcessor(
-        ChameleonImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=SIZE), tokenizer, image_seq_length=16
+    processor = transformers.ChameleonProcessor(
+        transformers.ChameleonImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=SIZE),
+        tokenizer,
+        image_seq_length=16,
     )
     text = text_config("chameleon", tokenizer)
     del text["model_type"]
-    config = ChameleonConfig(
+    config = transformers.ChameleonConfig(
         vq_config={"embed_dim": WIDTH, "num_embeddings": CODES, "latent_channels": WIDTH, "resolution": IMAGE_SIZE,
                    "base_channels": WIDTH, "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1},
         vocabulary_map=tokenizer.get_vocab(), **text,
     )  # fmt: skip
-    return ChameleonForConditionalGeneration(config), processor
+    return transformers.ChameleonForConditionalGeneration(config), processor
 
 
 def build_emu3() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -212,17 +181,17 @@ def build_emu3() -> tuple[PreTrainedModel, ProcessorMixin]:
     codes = [f"<|visual token {code:06d}|>" for code in range(CODES)]
     special = ["<|endoftext|>", "<|extra_203|>", "<|extra_204|>", "<|extra_200|>", *named.values(), *codes]
     tokenizer = byte_level_tokenizer(special, begin=None, **named)
-    processor = Emu3Processor(
-        Emu3ImageProcessor(min_pixels=IMAGE_SIZE**2, max_pixels=IMAGE_SIZE**2), tokenizer,
+    processor = transformers.Emu3Processor(
+        transformers.Emu3ImageProcessor(min_pixels=IMAGE_SIZE**2, max_pixels=IMAGE_SIZE**2), tokenizer,
         chat_template=chat_template("<image>", "User: ", ". ", "Assistant:"),
     )  # fmt: skip
-    config = Emu3Config(
+    config = transformers.Emu3Config(
         vq_config={"codebook_size": CODES, "base_channels": WIDTH, "channel_multiplier": [1, 1, 1, 1],
                    "num_res_blocks": 1, "hidden_size": WIDTH, "temporal_downsample_factor": 4},
         text_config=text_config("emu3_text_model", tokenizer, attention_dropout=0.0),
         vocabulary_map=tokenizer.get_vocab(),
     )  # fmt: skip
-    model = Emu3ForConditionalGeneration(config)
+    model = transformers.Emu3ForConditionalGeneration(config)
     # Else the random tower's outputs are so alike that one code is nearest to all.
     nn.init.constant_(model.model.vqmodel.encoder.norm_out.weight, 16.0)
     return model, processor

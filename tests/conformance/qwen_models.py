@@ -5,58 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import transformers
 from tiny import HEADS, LAYERS, WIDTH, byte_level_tokenizer, chat_template, text_config
-from transformers import (
-    Cosmos3EdgeConfig,
-    Cosmos3EdgeForConditionalGeneration,
-    Cosmos3EdgeImageProcessor,
-    Cosmos3EdgeProcessor,
-    Cosmos3EdgeVideoProcessor,
-    Cosmos3OmniConfig,
-    Cosmos3OmniForConditionalGeneration,
-    Dots3NoteConfig,
-    Dots3NoteFeatureExtractor,
-    Dots3NoteForConditionalGeneration,
-    Dots3NoteProcessor,
-    Exaone4_5_Config,
-    Exaone4_5_ForConditionalGeneration,
-    Exaone4_5_Processor,
-    HyperCLOVAXVisionV2Config,
-    HyperCLOVAXVisionV2ForConditionalGeneration,
-    HyperCLOVAXVisionV2Processor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2_5OmniProcessor,
-    Qwen2_5OmniThinkerConfig,
-    Qwen2_5OmniThinkerForConditionalGeneration,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-    Qwen3_5Config,
-    Qwen3_5ForConditionalGeneration,
-    Qwen3_5MoeConfig,
-    Qwen3_5MoeForConditionalGeneration,
-    Qwen3OmniMoeProcessor,
-    Qwen3OmniMoeThinkerConfig,
-    Qwen3OmniMoeThinkerForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
-    Qwen3VLMoeForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-    Qwen4ExpConfig,
-    Qwen4ExpForConditionalGeneration,
-    VideoLlama3Config,
-    VideoLlama3ForConditionalGeneration,
-    VideoLlama3ImageProcessor,
-    VideoLlama3Processor,
-    VideoLlama3VideoProcessor,
-    WhisperFeatureExtractor,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 
 # Width and height stay free between these areas: a square canvas of 40 pixels or more becomes 40 x 40, 25 tokens.
@@ -94,7 +45,7 @@ def qwen_processor(
 ) -> ProcessorMixin:
     """A processor around the image processor of Qwen2-VL."""
     return processor(
-        image_processor=Qwen2VLImageProcessor(size=PIXELS, **PATCHES), tokenizer=tokenizer,
+        image_processor=transformers.Qwen2VLImageProcessor(size=PIXELS, **PATCHES), tokenizer=tokenizer,
         video_processor=video(size=PIXELS, **PATCHES), chat_template=template or chatml(), **more,
     )  # fmt: skip
 
@@ -153,55 +104,59 @@ def omni_parts(tokenizer: PreTrainedTokenizerFast) -> tuple[dict[str, int], dict
 def build_qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """An encoder with attention in windows, which reorders the patches, and M-RoPE."""
     tokenizer = byte_level_tokenizer(CHATML + VISION, begin=None)
-    config = Qwen2_5_VLConfig(
+    config = transformers.Qwen2_5_VLConfig(
         vision_config=window_encoder(), text_config=text_config("qwen2_5_vl_text", tokenizer, rope_parameters=ROPE),
         **token_ids(tokenizer),
     )  # fmt: skip
-    processor = qwen_processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, tokenizer)
-    return Qwen2_5_VLForConditionalGeneration(config), processor
+    processor = qwen_processor(transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor, tokenizer)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def build_qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """DeepStack: features of an early layer of the encoder are added inside the language model."""
     tokenizer = byte_level_tokenizer(CHATML + VISION, begin=None)
-    config = Qwen3VLConfig(
+    config = transformers.Qwen3VLConfig(
         vision_config=position_encoder(deepstack_visual_indexes=[0]),
         text_config=text_config("qwen3_vl_text", tokenizer, head_dim=HEAD, rope_parameters=INTERLEAVED),
         **token_ids(tokenizer),
     )  # fmt: skip
-    processor = qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, tokenizer)
-    return Qwen3VLForConditionalGeneration(config), processor
+    processor = qwen_processor(transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, tokenizer)
+    return transformers.Qwen3VLForConditionalGeneration(config), processor
 
 
 def build_qwen3_vl_moe() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As Qwen3-VL, with experts, which make the loss piecewise smooth."""
     tokenizer = byte_level_tokenizer(CHATML + VISION, begin=None)
-    config = Qwen3VLMoeConfig(
+    config = transformers.Qwen3VLMoeConfig(
         vision_config=position_encoder(deepstack_visual_indexes=[0]),
         text_config=text_config("qwen3_vl_moe_text", tokenizer, head_dim=HEAD, rope_parameters=INTERLEAVED, **EXPERTS),
         **token_ids(tokenizer),
     )  # fmt: skip
-    processor = qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, tokenizer)
-    return Qwen3VLMoeForConditionalGeneration(config), processor
+    processor = qwen_processor(transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, tokenizer)
+    return transformers.Qwen3VLMoeForConditionalGeneration(config), processor
 
 
 def build_qwen3_5() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Linear attention and gated full attention in turn; the template opens a thought."""
     tokenizer = byte_level_tokenizer(CHATML + VISION, begin=None)
-    config = Qwen3_5Config(
+    config = transformers.Qwen3_5Config(
         vision_config=position_encoder(), text_config=hybrid("qwen3_5_text", tokenizer), **token_ids(tokenizer)
     )
-    processor = qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, tokenizer, chatml(thought="<think>\n"))
-    return Qwen3_5ForConditionalGeneration(config), processor
+    processor = qwen_processor(
+        transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, tokenizer, chatml(thought="<think>\n")
+    )
+    return transformers.Qwen3_5ForConditionalGeneration(config), processor
 
 
 def build_qwen3_5_moe() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As Qwen3.5, with routed experts and a shared one."""
     tokenizer = byte_level_tokenizer(CHATML + VISION, begin=None)
     text = hybrid("qwen3_5_moe_text", tokenizer, shared_expert_intermediate_size=WIDTH // 2, **EXPERTS)
-    config = Qwen3_5MoeConfig(vision_config=position_encoder(), text_config=text, **token_ids(tokenizer))
-    processor = qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, tokenizer, chatml(thought="<think>\n"))
-    return Qwen3_5MoeForConditionalGeneration(config), processor
+    config = transformers.Qwen3_5MoeConfig(vision_config=position_encoder(), text_config=text, **token_ids(tokenizer))
+    processor = qwen_processor(
+        transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, tokenizer, chatml(thought="<think>\n")
+    )
+    return transformers.Qwen3_5MoeForConditionalGeneration(config), processor
 
 
 def build_qwen4_exp() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -213,42 +168,44 @@ def build_qwen4_exp() -> tuple[PreTrainedModel, ProcessorMixin]:
         make_ngram_vocab_size_divisible_by=8, indexer_n_heads=4, indexer_kv_heads=1, indexer_head_dim=HEAD,
         indexer_budget=16, indexer_compress_ratio=4,
     )  # fmt: skip
-    config = Qwen4ExpConfig(vision_config=position_encoder(), text_config=text, **token_ids(tokenizer))
-    processor = qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, tokenizer, chatml(thought="<think>\n"))
-    return Qwen4ExpForConditionalGeneration(config), processor
+    config = transformers.Qwen4ExpConfig(vision_config=position_encoder(), text_config=text, **token_ids(tokenizer))
+    processor = qwen_processor(
+        transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, tokenizer, chatml(thought="<think>\n")
+    )
+    return transformers.Qwen4ExpForConditionalGeneration(config), processor
 
 
 def build_qwen2_5_omni_thinker() -> tuple[PreTrainedModel, ProcessorMixin]:
     """The text half of a model that also hears and speaks. The processor pads at the left."""
     tokenizer = omni_tokenizer("<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>", ("bos", "eos"))
     ids, audio = omni_parts(tokenizer)
-    config = Qwen2_5OmniThinkerConfig(
+    config = transformers.Qwen2_5OmniThinkerConfig(
         vision_config=window_encoder(), audio_config=audio, image_token_index=tokenizer.image_token_id,
         video_token_index=tokenizer.video_token_id, audio_token_index=tokenizer.audio_token_id,
         text_config=text_config("qwen2_5_omni_text", tokenizer, rope_parameters=ROPE), **ids,
     )  # fmt: skip
     processor = qwen_processor(
-        Qwen2_5OmniProcessor, Qwen2VLVideoProcessor, tokenizer, chatml("<|vision_bos|><|IMAGE|><|vision_eos|>"),
-        feature_extractor=WhisperFeatureExtractor(feature_size=MELS),
+        transformers.Qwen2_5OmniProcessor, transformers.Qwen2VLVideoProcessor, tokenizer, chatml("<|vision_bos|><|IMAGE|><|vision_eos|>"),
+        feature_extractor=transformers.WhisperFeatureExtractor(feature_size=MELS),
     )  # fmt: skip
-    return Qwen2_5OmniThinkerForConditionalGeneration(config), processor
+    return transformers.Qwen2_5OmniThinkerForConditionalGeneration(config), processor
 
 
 def build_qwen3_omni_moe_thinker() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As the thinker of Qwen2.5-Omni, with DeepStack and experts."""
     tokenizer = omni_tokenizer("<|image_pad|>", "<|video_pad|>", "<|audio_pad|>", ("start", "end"))
     ids, audio = omni_parts(tokenizer)
-    config = Qwen3OmniMoeThinkerConfig(
+    config = transformers.Qwen3OmniMoeThinkerConfig(
         vision_config=position_encoder(deepstack_visual_indexes=[0]), image_token_id=tokenizer.image_token_id,
         audio_config={**audio, "downsample_hidden_size": 8}, video_token_id=tokenizer.video_token_id,
         audio_token_id=tokenizer.audio_token_id,
         text_config=text_config("qwen3_omni_moe_text", tokenizer, rope_parameters=INTERLEAVED, **EXPERTS), **ids,
     )  # fmt: skip
     processor = qwen_processor(
-        Qwen3OmniMoeProcessor, Qwen2VLVideoProcessor, tokenizer,
-        feature_extractor=WhisperFeatureExtractor(feature_size=MELS),
+        transformers.Qwen3OmniMoeProcessor, transformers.Qwen2VLVideoProcessor, tokenizer,
+        feature_extractor=transformers.WhisperFeatureExtractor(feature_size=MELS),
     )  # fmt: skip
-    return Qwen3OmniMoeThinkerForConditionalGeneration(config), processor
+    return transformers.Qwen3OmniMoeThinkerForConditionalGeneration(config), processor
 
 
 def build_cosmos3_edge() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -256,11 +213,11 @@ def build_cosmos3_edge() -> tuple[PreTrainedModel, ProcessorMixin]:
     special = ["<unk>", "<s>", "<|im_end|>", "<|im_start|>", *VISION]
     tokenizer = byte_level_tokenizer(special, begin=None)
     patches = {**PATCHES, "temporal_patch_size": 1}
-    processor = Cosmos3EdgeProcessor(
-        Cosmos3EdgeImageProcessor(size=PIXELS, **patches), tokenizer,
-        Cosmos3EdgeVideoProcessor(size=PIXELS, **patches), chat_template=chatml(),
+    processor = transformers.Cosmos3EdgeProcessor(
+        transformers.Cosmos3EdgeImageProcessor(size=PIXELS, **patches), tokenizer,
+        transformers.Cosmos3EdgeVideoProcessor(size=PIXELS, **patches), chat_template=chatml(),
     )  # fmt: skip
-    config = Cosmos3EdgeConfig(
+    config = transformers.Cosmos3EdgeConfig(
         vision_config={
             "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS,
             "num_attention_heads": HEADS, "patch_size": 4, "num_patches": 16,
@@ -268,19 +225,19 @@ def build_cosmos3_edge() -> tuple[PreTrainedModel, ProcessorMixin]:
         text_config=text_config("cosmos3_edge_text", tokenizer, head_dim=HEAD, rope_parameters=ROPE),
         projector_hidden_size=2 * WIDTH, **token_ids(tokenizer),
     )  # fmt: skip
-    return Cosmos3EdgeForConditionalGeneration(config), processor
+    return transformers.Cosmos3EdgeForConditionalGeneration(config), processor
 
 
 def build_cosmos3_omni() -> tuple[PreTrainedModel, ProcessorMixin]:
     """The reasoning half of a world model: Qwen3-VL's encoder and decoder under a class of their own."""
     tokenizer = byte_level_tokenizer(CHATML + VISION, begin=None)
-    config = Cosmos3OmniConfig(
+    config = transformers.Cosmos3OmniConfig(
         vision_config={"model_type": "qwen3_vl_vision", **position_encoder(deepstack_visual_indexes=[0])},
         text_config=text_config("qwen3_vl_text", tokenizer, head_dim=HEAD, rope_parameters=INTERLEAVED),
         **token_ids(tokenizer),
     )  # fmt: skip
-    processor = qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, tokenizer)
-    return Cosmos3OmniForConditionalGeneration(config), processor
+    processor = qwen_processor(transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, tokenizer)
+    return transformers.Cosmos3OmniForConditionalGeneration(config), processor
 
 
 def build_dots3_note() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -289,9 +246,9 @@ def build_dots3_note() -> tuple[PreTrainedModel, ProcessorMixin]:
                "<|response|>", "<|img|>", "<|imgpad|>", "<|endofimg|>", "<|video_pad|>", "<|audio_comp_pad|>"]  # fmt: skip
     tokenizer = byte_level_tokenizer(special, begin=None)
     patches = {**PATCHES, "temporal_patch_size": 1}
-    processor = Dots3NoteProcessor(
-        Qwen2VLImageProcessor(size=PIXELS, **patches), tokenizer, Qwen3VLVideoProcessor(size=PIXELS, **patches),
-        Dots3NoteFeatureExtractor(feature_size=MELS),
+    processor = transformers.Dots3NoteProcessor(
+        transformers.Qwen2VLImageProcessor(size=PIXELS, **patches), tokenizer, transformers.Qwen3VLVideoProcessor(size=PIXELS, **patches),
+        transformers.Dots3NoteFeatureExtractor(feature_size=MELS),
         chat_template("<|img|><|imgpad|><|endofimg|>", "<|userprompt|>", "<|endofuserprompt|>", "<|response|>"),
     )  # fmt: skip
     latent = {"qk_nope_head_dim": HEAD, "v_head_dim": HEAD, "q_lora_rank": 16, "kv_lora_rank": 16}
@@ -303,7 +260,7 @@ def build_dots3_note() -> tuple[PreTrainedModel, ProcessorMixin]:
         moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1,
         moe_shared_expert_intermediate_size=16,
     )  # fmt: skip
-    config = Dots3NoteConfig(
+    config = transformers.Dots3NoteConfig(
         vision_config={
             "embed_dim": WIDTH, "num_heads": HEADS, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS,
             "patch_size": 4, "moe_intermediate_size": WIDTH, "pyramid_num_routed": [-1, 4], "adapter_in_dim": WIDTH,
@@ -317,32 +274,34 @@ def build_dots3_note() -> tuple[PreTrainedModel, ProcessorMixin]:
         **token_ids(tokenizer, {"image_token_id": "<|imgpad|>", "video_token_id": "<|video_pad|>",
                                 "audio_token_id": "<|audio_comp_pad|>"}),
     )  # fmt: skip
-    return Dots3NoteForConditionalGeneration(config), processor
+    return transformers.Dots3NoteForConditionalGeneration(config), processor
 
 
 def build_exaone4_5() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Windows and shared keys in the encoder; EXAONE 4 with a layer that slides, its positions of one dimension."""
     special = ["[PAD]", "[BOS]", "[|endofturn|]", "<|user|>", "<|assistant|>", "<vision>", "</vision>", *VISION[2:]]
     tokenizer = byte_level_tokenizer(special, begin=None)
-    config = Exaone4_5_Config(
+    config = transformers.Exaone4_5_Config(
         vision_config=window_encoder(num_key_value_heads=HEADS // 2), image_token_id=special.index("<|image_pad|>"),
         text_config=text_config("exaone4", tokenizer, sliding_window=16,
                                 layer_types=["sliding_attention", "full_attention"]),
         video_token_id=special.index("<|video_pad|>"),
     )  # fmt: skip
     template = chat_template("<vision><|image_pad|></vision>", "<|user|>\n", "[|endofturn|]\n", "<|assistant|>\n")
-    processor = qwen_processor(Exaone4_5_Processor, Qwen2VLVideoProcessor, tokenizer, template)
-    return Exaone4_5_ForConditionalGeneration(config), processor
+    processor = qwen_processor(
+        transformers.Exaone4_5_Processor, transformers.Qwen2VLVideoProcessor, tokenizer, template
+    )
+    return transformers.Exaone4_5_ForConditionalGeneration(config), processor
 
 
 def build_video_llama_3() -> tuple[PreTrainedModel, ProcessorMixin]:
     """SigLIP with rotary positions before Qwen2. The processor says for every image how many patches are merged."""
     tokenizer = byte_level_tokenizer([*CHATML, *VISION[2:]], begin=None)
-    processor = VideoLlama3Processor(
-        VideoLlama3ImageProcessor(size=PIXELS, patch_size=8, merge_size=1), tokenizer,
-        VideoLlama3VideoProcessor(size=PIXELS, patch_size=8, merge_size=2), chat_template=chatml("<|image_pad|>\n"),
+    processor = transformers.VideoLlama3Processor(
+        transformers.VideoLlama3ImageProcessor(size=PIXELS, patch_size=8, merge_size=1), tokenizer,
+        transformers.VideoLlama3VideoProcessor(size=PIXELS, patch_size=8, merge_size=2), chat_template=chatml("<|image_pad|>\n"),
     )  # fmt: skip
-    config = VideoLlama3Config(
+    config = transformers.VideoLlama3Config(
         vision_config={
             "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS,
             "num_attention_heads": HEADS, "patch_size": 8,
@@ -350,20 +309,22 @@ def build_video_llama_3() -> tuple[PreTrainedModel, ProcessorMixin]:
         text_config=text_config("qwen2", tokenizer), image_token_id=processor.image_token_id,
         video_token_id=processor.video_token_id,
     )  # fmt: skip
-    return VideoLlama3ForConditionalGeneration(config), processor
+    return transformers.VideoLlama3ForConditionalGeneration(config), processor
 
 
 def build_hyperclovax_vision_v2() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Qwen2.5-VL's encoder and a linear projector before a decoder with the multipliers of muP."""
     tokenizer = byte_level_tokenizer(CHATML + VISION, begin=None)
-    processor = qwen_processor(HyperCLOVAXVisionV2Processor, Qwen2VLVideoProcessor, tokenizer)
-    config = HyperCLOVAXVisionV2Config(
+    processor = qwen_processor(
+        transformers.HyperCLOVAXVisionV2Processor, transformers.Qwen2VLVideoProcessor, tokenizer
+    )
+    config = transformers.HyperCLOVAXVisionV2Config(
         vision_config={"model_type": "qwen2_5_vl_vision", **window_encoder(out_hidden_size=2 * WIDTH)},
         text_config=text_config("hyperclovax", tokenizer, embedding_multiplier=2.0, attention_multiplier=0.25,
                                 residual_multiplier=0.5, logits_scaling=0.5),
         image_token_id=processor.image_token_id, video_token_id=processor.video_token_id,
     )  # fmt: skip
-    return HyperCLOVAXVisionV2ForConditionalGeneration(config), processor
+    return transformers.HyperCLOVAXVisionV2ForConditionalGeneration(config), processor
 
 
 FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {

@@ -15,6 +15,14 @@ import ocr_models
 import qwen_models
 import tiling_models
 import tiny
+import transformers
+from packaging.version import Version
+
+from transferable_vp.support import supported_models
+
+
+# What is said of a type is said of the transformers that the table was made with, and of later ones.
+IS_OLD = Version(transformers.__version__) < Version(supported_models()["transformers"])
 
 
 class Refusal(NamedTuple):

@@ -8,12 +8,15 @@ import checks
 import pytest
 import roster
 import tiny
+import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 @functools.cache
 def case(family: str) -> checks.Case:
     """The family's model and processor, built once a process."""
+    if roster.IS_OLD and family not in tiny.FAMILIES:
+        pytest.skip(f"the table is of a later transformers than {transformers.__version__}")
     return checks.Case(*tiny.build(family, roster.BUILDERS))
 
 
@@ -42,6 +45,7 @@ def test_a_model_of_discrete_tokens_can_be_a_target(family: str) -> None:
     checks.check_ranking(case(family))
 
 
+@pytest.mark.skipif(roster.IS_OLD, reason="the roster is of a later transformers")
 def test_every_row_is_a_type_of_transformers_and_is_there_once() -> None:
     named = [*roster.FAMILIES, *roster.REFUSED, *roster.NOT_BUILT]
     assert len(named) == len(set(named))

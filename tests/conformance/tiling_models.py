@@ -5,40 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
+import transformers
 from tiny import HEADS, IMAGE_SIZE, IMAGE_TOKENS, LAYERS, PATCH, SIZE, WIDTH
-from transformers import (
-    DeepseekVLConfig,
-    DeepseekVLForConditionalGeneration,
-    DeepseekVLHybridConfig,
-    DeepseekVLHybridForConditionalGeneration,
-    DeepseekVLHybridImageProcessor,
-    DeepseekVLHybridProcessor,
-    DeepseekVLImageProcessor,
-    DeepseekVLProcessor,
-    GotOcr2ImageProcessor,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLProcessor,
-    InternVLVideoProcessor,
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusImageProcessor,
-    JanusProcessor,
-    Llama4Config,
-    Llama4ForConditionalGeneration,
-    Llama4ImageProcessor,
-    Llama4Processor,
-    Ovis2Config,
-    Ovis2ForConditionalGeneration,
-    Ovis2ImageProcessor,
-    Ovis2Processor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-    QianfanOCRConfig,
-    QianfanOCRForConditionalGeneration,
-    QianfanOCRProcessor,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 
 # Two rows and two columns: what every processor here makes of a square canvas, with a thumbnail as fifth tile.
@@ -62,9 +31,11 @@ def build_llama4() -> tuple[PreTrainedModel, ProcessorMixin]:
                "<|patch|>"]  # fmt: skip
     tokenizer = tiny.byte_level_tokenizer(special, begin="<|begin_of_text|>")
     # Its chat template is a default argument of the class.
-    processor = Llama4Processor(Llama4ImageProcessor(size=SIZE, max_patches=TILES), tokenizer, patch_size=PATCH)
+    processor = transformers.Llama4Processor(
+        transformers.Llama4ImageProcessor(size=SIZE, max_patches=TILES), tokenizer, patch_size=PATCH
+    )
     rope = {"rope_type": "default", "rope_theta": 10000.0}
-    config = Llama4Config(
+    config = transformers.Llama4Config(
         vision_config=tiny.vision_config(
             intermediate_size=4 * WIDTH, projector_input_dim=2 * WIDTH, projector_output_dim=2 * WIDTH,
             vision_output_dim=2 * WIDTH, rope_parameters=rope,
@@ -77,10 +48,12 @@ def build_llama4() -> tuple[PreTrainedModel, ProcessorMixin]:
         eoi_token_index=tokenizer.convert_tokens_to_ids("<|image_end|>"),
         image_token_index=tokenizer.convert_tokens_to_ids("<|patch|>"),
     )  # fmt: skip
-    return Llama4ForConditionalGeneration(config), processor
+    return transformers.Llama4ForConditionalGeneration(config), processor
 
 
-def internvl_parts(text_type: str) -> tuple[PreTrainedTokenizerFast, GotOcr2ImageProcessor, dict[str, Any]]:
+def internvl_parts(
+    text_type: str,
+) -> tuple[PreTrainedTokenizerFast, transformers.GotOcr2ImageProcessor, dict[str, Any]]:
     """What InternVL and Qianfan-OCR share: tokenizer, tiling processor and the arguments of the configuration."""
     tokenizer = tiny.byte_level_tokenizer(
         [*CHATML, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"], begin=None, start_image_token="<img>",
@@ -91,44 +64,44 @@ def internvl_parts(text_type: str) -> tuple[PreTrainedTokenizerFast, GotOcr2Imag
         "text_config": tiny.text_config(text_type, tokenizer, head_dim=WIDTH // HEADS),
         "image_token_id": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), "image_seq_length": SHUFFLED_TOKENS,
     }  # fmt: skip
-    return tokenizer, GotOcr2ImageProcessor(size=SIZE, max_patches=TILES), config
+    return tokenizer, transformers.GotOcr2ImageProcessor(size=SIZE, max_patches=TILES), config
 
 
 def build_internvl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """InternViT with layer scale, pixel shuffle, Qwen2. The processor cuts tiles and sorts them by place in the text."""
     tokenizer, image_processor, config = internvl_parts("qwen2")
-    processor = InternVLProcessor(
-        image_processor, tokenizer, InternVLVideoProcessor(size=SIZE), image_seq_length=SHUFFLED_TOKENS,
+    processor = transformers.InternVLProcessor(
+        image_processor, tokenizer, transformers.InternVLVideoProcessor(size=SIZE), image_seq_length=SHUFFLED_TOKENS,
         chat_template=chatml_template("<IMG_CONTEXT>\n"),
     )  # fmt: skip
-    return InternVLForConditionalGeneration(InternVLConfig(**config)), processor
+    return transformers.InternVLForConditionalGeneration(transformers.InternVLConfig(**config)), processor
 
 
 def build_qianfan_ocr() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As InternVL, with Qwen3. Its text has `<image>` where the processor writes tokens of another name."""
     tokenizer, image_processor, config = internvl_parts("qwen3")
     config["vision_config"]["drop_path_rate"] = 0.0
-    processor = QianfanOCRProcessor(
+    processor = transformers.QianfanOCRProcessor(
         image_processor, tokenizer, image_seq_length=SHUFFLED_TOKENS, chat_template=chatml_template("<image>\n")
     )
-    return QianfanOCRForConditionalGeneration(QianfanOCRConfig(**config)), processor
+    return transformers.QianfanOCRForConditionalGeneration(transformers.QianfanOCRConfig(**config)), processor
 
 
 def build_ovis2() -> tuple[PreTrainedModel, ProcessorMixin]:
     """A probability over a visual vocabulary for every patch, whose embeddings are mixed by it. Tiles with a grid."""
     indicators = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
     tokenizer = tiny.byte_level_tokenizer([*CHATML, "<image>", "<IMG_ATOM>", *indicators], begin=None)
-    processor = Ovis2Processor(
-        Ovis2ImageProcessor(size=SIZE, crop_to_patches=True, max_patches=TILES), tokenizer,
+    processor = transformers.Ovis2Processor(
+        transformers.Ovis2ImageProcessor(size=SIZE, crop_to_patches=True, max_patches=TILES), tokenizer,
         image_seq_length=SHUFFLED_TOKENS, chat_template=chatml_template("<image>\n"),
     )  # fmt: skip
-    config = Ovis2Config(
+    config = transformers.Ovis2Config(
         vision_config=tiny.vision_config(vocab_size=40, hidden_stride=2, num_visual_indicator_tokens=len(indicators)),
         text_config=tiny.text_config("qwen2", tokenizer), vocab_size=len(tokenizer), hidden_size=WIDTH,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_ATOM>"),
         visual_indicator_token_ids=tokenizer.convert_tokens_to_ids(indicators),
     )  # fmt: skip
-    return Ovis2ForConditionalGeneration(config), processor
+    return transformers.Ovis2ForConditionalGeneration(config), processor
 
 
 def build_janus() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -137,11 +110,11 @@ def build_janus() -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = tiny.byte_level_tokenizer(
         [*DEEPSEEK, "<begin_of_image>", "<end_of_image>"], begin=DEEPSEEK[1], **boundaries
     )
-    processor = JanusProcessor(
-        JanusImageProcessor(size=SIZE), tokenizer, num_image_tokens=IMAGE_TOKENS,
+    processor = transformers.JanusProcessor(
+        transformers.JanusImageProcessor(size=SIZE), tokenizer, num_image_tokens=IMAGE_TOKENS,
         chat_template=tiny.chat_template("<image_placeholder>\n", "<|User|>: ", PARAGRAPH, "<|Assistant|>:"),
     )  # fmt: skip
-    config = JanusConfig(
+    config = transformers.JanusConfig(
         vision_config={
             "hidden_size": WIDTH, "mlp_ratio": 2, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
             "image_size": IMAGE_SIZE, "patch_size": PATCH, "projection_dim": WIDTH, "num_image_tokens": IMAGE_TOKENS,
@@ -152,7 +125,7 @@ def build_janus() -> tuple[PreTrainedModel, ProcessorMixin]:
         },
         text_config=tiny.text_config("llama", tokenizer), image_token_id=tokenizer.image_token_id,
     )  # fmt: skip
-    return JanusForConditionalGeneration(config), processor
+    return transformers.JanusForConditionalGeneration(config), processor
 
 
 def deepseek_parts() -> tuple[PreTrainedTokenizerFast, dict[str, Any], dict[str, Any]]:
@@ -172,23 +145,29 @@ def deepseek_parts() -> tuple[PreTrainedTokenizerFast, dict[str, Any], dict[str,
 def build_deepseek_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """SigLIP tower, two-layer aligner, LLaMA. The processor pads to a square."""
     tokenizer, arguments, config = deepseek_parts()
-    processor = DeepseekVLProcessor(DeepseekVLImageProcessor(size=SIZE), tokenizer, **arguments)
-    return DeepseekVLForConditionalGeneration(DeepseekVLConfig(**config)), processor
+    processor = transformers.DeepseekVLProcessor(
+        transformers.DeepseekVLImageProcessor(size=SIZE), tokenizer, **arguments
+    )
+    return transformers.DeepseekVLForConditionalGeneration(transformers.DeepseekVLConfig(**config)), processor
 
 
 def build_deepseek_vl_hybrid() -> tuple[PreTrainedModel, ProcessorMixin]:
     """As DeepSeek-VL, with SAM's encoder on a second, larger copy of the image."""
     tokenizer, arguments, config = deepseek_parts()
     large = 2 * IMAGE_SIZE
-    image_processor = DeepseekVLHybridImageProcessor(size=SIZE, high_res_size={"height": large, "width": large})
-    processor = DeepseekVLHybridProcessor(image_processor, tokenizer, **arguments)
+    image_processor = transformers.DeepseekVLHybridImageProcessor(
+        size=SIZE, high_res_size={"height": large, "width": large}
+    )
+    processor = transformers.DeepseekVLHybridProcessor(image_processor, tokenizer, **arguments)
     # One layer with windows, one with global attention, whose output is added by a weight that starts at zero.
     sam = {
         "hidden_size": WIDTH, "output_channels": WIDTH // 2, "num_hidden_layers": LAYERS, "mlp_dim": 2 * WIDTH,
         "num_attention_heads": HEADS, "image_size": large, "patch_size": PATCH, "window_size": 4,
         "global_attn_indexes": [1],
     }  # fmt: skip
-    model = DeepseekVLHybridForConditionalGeneration(DeepseekVLHybridConfig(high_res_vision_config=sam, **config))
+    model = transformers.DeepseekVLHybridForConditionalGeneration(
+        transformers.DeepseekVLHybridConfig(high_res_vision_config=sam, **config)
+    )
     model.model.high_res_vision_alpha.data.fill_(0.5)
     return model, processor
 
