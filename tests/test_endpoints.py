@@ -296,6 +296,8 @@ def test_a_running_loop_is_no_obstacle(start: Callable[[Respond], LoopbackServer
     assert asyncio.run(notebook()) == ["to a", "to b"]
 
 
+# Slow for what it is: a signal to its own process, which the workers of a parallel run do not always hand on in time.
+@pytest.mark.slow
 def test_an_interrupt_stops_the_requests_of_a_running_loop(start: Callable[[Respond], LoopbackServer]) -> None:
     asked = threading.Event()
 
