@@ -130,9 +130,13 @@ def main(argv: list[str] | None = None) -> None:
 
     # 7. Measure, save, share.
     if evaluation is not None:
-        trainer.save_metrics("eval", trainer.evaluate())
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
     trainer.save_model()
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        print(f"The prompt is in {args.output_dir}.")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset)
 

@@ -101,7 +101,11 @@ class TestFingerprint:
         changed_processor.processor.image_processor.image_mean = [0.5, 0.5, 0.5]
         changed_chat.processor.chat_template += " "
         half.model.bfloat16()
-        surrogates = [make(), changed_weight, changed_processor, changed_chat, half,
+        penalised, other_end, patches = make(), make(), make()
+        penalised.model.generation_config.repetition_penalty = 1.3
+        other_end.tokenizer.eos_token = "<s>"
+        patches.processor.patch_size = 4
+        surrogates = [make(), penalised, other_end, patches, changed_weight, changed_processor, changed_chat, half,
                       make(prompt_template="<image>{question}"), Surrogate(*tiny.build("idefics3"), name="tiny")]  # fmt: skip
         assert len({fingerprint(surrogate) for surrogate in surrogates}) == len(surrogates)
 

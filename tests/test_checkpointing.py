@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transferable_vp.answers import answer_loss
-from transferable_vp.checkpointing import checkpoint_layers
+from transferable_vp.checkpointing import checkpoint_layers, recomputing
+from transferable_vp.generation import generate
 from transferable_vp.surrogate import Surrogate
 
 
@@ -102,8 +103,19 @@ class TestGradientCheckpointing:
         surrogate.enable_gradient_checkpointing()
         assert torch.equal(gradient(surrogate), expected)
         # And that is not because there is none.
-        layers[0].gradient_checkpointing = False
+        surrogate._recomputed = []
+        layers[0].train()
         assert not torch.allclose(gradient(surrogate), expected)
+
+    def test_a_pass_without_a_graph_is_as_it_was(self, own_pair: Callable[[str], Pair]) -> None:
+        surrogate = Surrogate(*own_pair("llava"))
+        arguments = (surrogate, [tiny.picture()], ["What is in the picture?"])
+        written = generate(*arguments, max_new_tokens=6)
+        surrogate.enable_gradient_checkpointing()
+        surrogate.forward(make_canvas(), QUESTIONS[:1], ANSWERS[:1])
+        # In training mode, layers keep no cache, and every token would be written as if it were the first.
+        assert not any(layer.training for layer in surrogate.model.modules())
+        assert generate(*arguments, max_new_tokens=6) == written
 
 
 class Layer(GradientCheckpointingLayer):
@@ -127,34 +139,46 @@ class TestLayers:
     def test_a_layer_runs_again_as_it_ran(self, model: nn.Sequential) -> None:
         hidden = torch.rand(2, 3, requires_grad=True)
         (expected,) = torch.autograd.grad(model(hidden).sum(), hidden)
-        checkpoint_layers(model)
-        for layer in model[:2]:
+        layers = checkpoint_layers(model)
+        assert layers == list(model[:2])
+        for layer in layers:
             layer.modes.clear()
-        loss = model(hidden).sum()
-        assert [layer.modes for layer in model[:2]] == [[(False, False)]] * 2
+        with recomputing(layers):
+            loss = model(hidden).sum()
+        assert [layer.modes for layer in layers] == [[(False, False)]] * 2
+        # After the context too, which is when a backward pass comes.
         (gradient,) = torch.autograd.grad(loss, hidden)
         assert torch.equal(gradient, expected)
-        assert [layer.modes for layer in model[:2]] == [[(False, False)] * 2] * 2
+        assert [layer.modes for layer in layers] == [[(False, False)] * 2] * 2
 
     def test_nothing_else_goes_to_training_mode(self, model: nn.Sequential) -> None:
-        checkpoint_layers(model)
-        # What transformers asks for before it checkpoints; their own parts stay in evaluation mode.
-        assert [layer.training for layer in model] == [True, True, False]
-        assert not any(layer.dropout.training for layer in model[:2])
-        model(torch.rand(2, 3, requires_grad=True))
-        assert [layer.training for layer in model] == [True, True, False]
+        layers = checkpoint_layers(model)
+        with recomputing(layers):
+            # What transformers asks for before it checkpoints; their own parts stay in evaluation mode.
+            assert [layer.training for layer in model] == [True, True, False]
+            assert not any(layer.dropout.training for layer in layers)
+            model(torch.rand(2, 3, requires_grad=True))
+            assert [layer.training for layer in model] == [True, True, False]
+        assert not any(layer.training for layer in model)
 
-    def test_an_error_leaves_a_layer_checkpointed(self, model: nn.Sequential) -> None:
-        checkpoint_layers(model)
-        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
+    def test_outside_the_context_nothing_is_recomputed(self, model: nn.Sequential) -> None:
+        layers = checkpoint_layers(model)
+        model(torch.rand(2, 3, requires_grad=True)).sum().backward()
+        assert [len(layer.modes) for layer in layers] == [1, 1]
+
+    def test_an_error_leaves_a_layer_as_it_was(self, model: nn.Sequential) -> None:
+        layers = checkpoint_layers(model)
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"), recomputing(layers):
             model(torch.rand(2, 5, requires_grad=True))
-        assert model[0].training
+        assert not any(layer.training for layer in model)
         hidden = torch.rand(2, 3, requires_grad=True)
-        for layer in model[:2]:
+        for layer in layers:
             layer.modes.clear()
-        model(hidden).sum().backward()
+        with recomputing(layers):
+            loss = model(hidden).sum()
+        loss.backward()
         assert hidden.grad is not None
-        assert [len(layer.modes) for layer in model[:2]] == [2, 2]
+        assert [len(layer.modes) for layer in layers] == [2, 2]
 
     def test_the_model_stays_frozen(self, model: nn.Sequential) -> None:
         checkpoint_layers(model)

@@ -95,6 +95,20 @@ def test_a_text_that_ends_an_answer(surrogate: Callable[[str], Surrogate]) -> No
     assert cut == whole[: whole.index(stop)].strip()
 
 
+def test_rows_that_a_text_ends_beside_longer_ones(
+    surrogate: Callable[[str], Surrogate], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = surrogate("llava")
+    whole = generate(model, pictures(), QUESTIONS, max_new_tokens=8)
+    stop = whole[0][2:4]
+    assert not all(stop in answer for answer in whole)
+    generation._RIGHT_TO.pop(model)
+    cut = generate(model, pictures(), QUESTIONS, max_new_tokens=8, stop=[stop])
+    assert cut == [answer.split(stop)[0].strip() for answer in whole]
+    # The padding behind the shorter answer is no token that it wrote.
+    assert caplog.text == ""
+
+
 def test_the_end_token_of_the_tokenizer_ends_it(own_pair: Callable[[str], Pair]) -> None:
     model = Surrogate(*own_pair("llava"))
     image, question = pictures()[0], QUESTIONS[0]
@@ -109,7 +123,8 @@ def test_the_end_token_of_the_tokenizer_ends_it(own_pair: Callable[[str], Pair])
 def test_a_checkpoint_that_samples_is_not_let(own_pair: Callable[[str], Pair]) -> None:
     model = Surrogate(*own_pair("llava"))
     expected = generate(model, pictures(), QUESTIONS, max_new_tokens=5)
-    settings = {"do_sample": True, "temperature": 50.0, "top_k": 0, "num_beams": 3, "max_length": 7}
+    settings = {"do_sample": True, "temperature": 50.0, "top_k": 0, "num_beams": 3, "max_length": 7,
+                "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(4, 300, 2))}  # fmt: skip
     model.model.generation_config.update(**settings)
     assert generate(model, pictures(), QUESTIONS, max_new_tokens=5) == expected
     # And its settings are left as they are.

@@ -111,8 +111,7 @@ class TestStoppedRuns:
             return plain(surrogate, shown, *more)
 
         monkeypatch.setattr("transferable_vp.evaluation.score_candidates", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            run(prompt, tmp_path / "out", *arguments)
+        assert cli.main(["evaluate", "--prompt", prompt, "--output_dir", str(tmp_path / "out"), *arguments]) == 130
         assert not (tmp_path / "out" / "transfer.json").exists()
         again = run(prompt, tmp_path / "out", *arguments)
         assert again["targets"] == whole["targets"]

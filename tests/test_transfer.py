@@ -14,8 +14,8 @@ from PIL import Image
 from rigged import COLOURS, RIGHT, SHOWN, TASK, Rig
 from transformers import PreTrainedModel, ProcessorMixin
 
-from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig, evaluate, evaluation
-from transferable_vp.report import check_report, paired_bootstrap
+from transferable_vp import Task, TransferableVisualPrompt, TransferableVisualPromptConfig, evaluate, evaluation
+from transferable_vp.report import check_report, format_table, paired_bootstrap
 from transferable_vp.surrogate import Surrogate
 from transferable_vp.transfer import random_prompt, transfer_report
 
@@ -169,3 +169,45 @@ class TestTransferReport:
         for target, surrogate in zip(report["targets"], targets, strict=True):
             for key, arguments in (("full_image", ()), ("zero_border", (prompt, False)), ("tvp", (prompt,))):
                 assert target[key] == evaluate(surrogate, rows, TASK, *arguments, progress=False).mean
+
+    def test_a_choice_of_none_is_wrong(
+        self, targets: list[Surrogate], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+        prompt: TransferableVisualPrompt,
+    ) -> None:  # fmt: skip
+        # As of an API that names the letter of no candidate.
+        none = torch.full((len(COLOURS),), -torch.inf)
+        monkeypatch.setattr(evaluation, "score_candidates", lambda s, images, *_: [none] * len(images))
+        report = transfer_report(targets[:1], rows, TASK, [prompt], source=[], title="", progress=False)
+        (target,) = report["targets"]
+        assert [target[name] for name in ("full_image", "zero_border", "tvp")] == [0, 0, 0]
+        assert target["by"] == "rank"
+
+    def test_an_auroc(
+        self, targets: list[Surrogate], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+        prompt: TransferableVisualPrompt,
+    ) -> None:  # fmt: skip
+        task = Task(candidates=("no", "yes"), question="Is it red?")
+        rows = [{"image": row["image"], "answer": "yes" if shown == "red" else "no"}
+                for row, shown in zip(rows, SHOWN, strict=True)]  # fmt: skip
+
+        def redness(surrogate: Surrogate, images: list[Image.Image], *_: Any) -> list[torch.Tensor]:
+            # How red the middle is, but in a black frame how blue: right and wrong by turns.
+            found = []
+            for image in images:
+                red, _green, blue = image.getpixel((image.width // 2, image.height // 2))
+                found.append(torch.tensor([0.0, (blue if image.getpixel((0, 0)) == (0, 0, 0) else red) / 255]))
+            return found
+
+        monkeypatch.setattr(evaluation, "score_candidates", redness)
+        report = transfer_report(
+            targets[:1], rows, task, [prompt], source=[], title="", metric="auroc", progress=False
+        )
+        check_report(report)
+        (target,) = report["targets"]
+        # Two red, two blue, two green: of the pairs of a red and another, all are right, or half tie and half are wrong.
+        assert target["tvp"] == target["full_image"] == 1
+        assert target["zero_border"] == 0.25
+        assert target["delta"] == 0.75
+        low, high = target["delta_ci95"]
+        assert 0 < low <= 0.75 <= high <= 1
+        assert "AUROC in %" in format_table(report)

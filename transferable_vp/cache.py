@@ -93,8 +93,21 @@ def fingerprint(surrogate: Surrogate) -> str:
         type(surrogate.model).__name__,
         surrogate.config.to_json_string(use_diff=False),
         processor.image_processor.to_json_string(),
+        # Patch sizes and the like; tokens are below.
+        str(
+            sorted(
+                (name, value) for name, value in vars(processor).items() if isinstance(value, (str, int, float, bool))
+            )
+        ),
         str(getattr(processor, "chat_template", None)),
         str(surrogate.prompt_template),
+        str(surrogate.tokenizer.special_tokens_map),
+        surrogate.base_model.generation_config.to_json_string(use_diff=False),
+        # Not in the weights: the scale of an adapter.
+        str(
+            sorted((name, str(value)) for name, value in (getattr(surrogate.model, "peft_config", None) or {}).items())
+        ),
+        f"{surrogate.base_model.config._attn_implementation} {surrogate.device.type} {torch.__version__}",
         tokenizer.to_str() if tokenizer is not None else str(surrogate.tokenizer.get_vocab()),
     ):
         digest.update(part.encode())

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from . import __version__
+
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -40,14 +42,20 @@ def evaluate(args: argparse.Namespace) -> None:
         raise ValueError("Several processes exchange their answers through the cache: leave out --no_cache.")
     if state.num_processes > 1:
         measure(args, state.device, (state.process_index, state.num_processes))
+        # What follows reads what all of them found.
         state.wait_for_everyone()
         if not state.is_main_process:
             return
-    report = measure(args, state.device)
+    report = measure(args, state.device, progress=state.num_processes == 1)
     output = Path(args.output_dir)
     write_json(report, output / "transfer.json")
     save_transfer_chart(report, output / "transfer_chart.png")
     print(format_table(report))
+    if len({target["by"] for target in report["targets"]}) > 1:
+        print("Models behind an API wrote their answers, the others ranked the candidates (--by): compare their gains, "
+              "not their levels.")  # fmt: skip
+    if not args.source:
+        print("No --source was given, so every model counts as held-out.")
     print(f"Written to {output}: transfer.json, transfer_chart.png")
 
 
@@ -167,6 +175,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="transferable-vp", description="Learn, measure and apply transferable visual prompts."
     )
+    parser.add_argument("--version", action="version", version=f"transferable-vp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("train", add_help=False, help="learn a prompt (see `transferable-vp train --help`)")
 
@@ -249,6 +258,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             args = make_parser().parse_args(argv)
             return args.function(args) or 0
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would complain once more when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        kept = (
+            "; what was answered is kept, and the same command goes on from there" if argv[:1] == ["evaluate"] else ""
+        )
+        print(f"stopped{kept}", file=sys.stderr)
+        return 130
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("TRANSFERABLE_VP_TRACEBACK"):
             raise

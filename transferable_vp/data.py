@@ -173,7 +173,7 @@ def decode(image: Any, index: int | None = None) -> Image.Image:
     except DAMAGE as error:
         raise BadImageError(
             f"The image of {_row(index)}{f' ({path})' if path else ''} cannot be read: {error}. Mend or remove it, or "
-            "pass `skip_bad_images=True`."
+            "leave such images out (`skip_bad_images=True`, `--skip_bad_images`)."
         ) from error
     return image
 
@@ -245,7 +245,12 @@ def load_data(path: str, split: str = "train", name: str | None = None, streamin
             # What `datasets` raises for an empty file of JSON lines.
             raise ValueError(f"{path} has no rows.") from error
     else:
-        dataset = datasets.load_dataset(path, name, split=split, streaming=streaming)
+        try:
+            dataset = datasets.load_dataset(path, name, split=split, streaming=streaming)
+        except ValueError as error:
+            if "Unknown split" not in str(error):
+                raise
+            raise ValueError(f"{path}: {error} Choose another `split` (`--split`, `--train_split`).") from error
     if not streaming and len(dataset) == 0:
         raise ValueError(f"The split {split!r} of {path} has no rows.")
     return undecoded(dataset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from PIL import Image
+from transformers import GenerationConfig
 
 from .answers import append, left_padded
 from .scoring import COARSE_TOLERANCE, TOLERANCE
@@ -95,17 +95,27 @@ def _generated(
     inputs = left_padded(inputs, surrogate.tokenizer.pad_token_id or 0, side=side, repeated=grows)
     begin = inputs[f"{side}input_ids"]
     settings = _settings(surrogate, max_new_tokens, stop)
-    output = surrogate.model.generate(**inputs, **settings)
+    owner = surrogate.base_model
+    own, owner.generation_config = owner.generation_config, settings["generation_config"]
+    try:
+        output = surrogate.model.generate(**inputs, **settings)
+    finally:
+        owner.generation_config = own
     # Some models give what they were given as well, others only what is new.
     length = begin.shape[1]
     if output.shape[1] >= length and torch.equal(output[:, :length], begin):
         output = output[:, length:]
-    return [_until_end(row, settings["generation_config"].eos_token_id) for row in output.tolist()]
+    return [_until_end(row, settings["generation_config"]) for row in output.tolist()]
 
 
-def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    stops = [place for place, token in enumerate(ids) if token in ends]
-    return ids[: stops[0] + 1] if stops else ids
+def _until_end(ids: list[int], config: GenerationConfig) -> list[int]:
+    stops = [place for place, token in enumerate(ids) if token in config.eos_token_id]
+    if stops:
+        return ids[: stops[0] + 1]
+    while ids and ids[-1] == config.pad_token_id:
+        # Of a row that a stop text has ended, beside longer ones.
+        ids = ids[:-1]
+    return ids
 
 
 def _doubt(surrogate: Surrogate, inputs: dict[str, Any], written: list[list[int]], row: int) -> str | None:
@@ -137,15 +147,17 @@ def _by_full_passes(surrogate: Surrogate, inputs: dict[str, Any], max_new_tokens
 
 
 def _settings(surrogate: Surrogate, max_new_tokens: int, stop: Sequence[str]) -> dict[str, Any]:
-    config = copy.deepcopy(surrogate.model.generation_config)
-    # A checkpoint's own settings may sample.
-    config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_length=None, forced_eos_token_id=None,
-                  max_new_tokens=max_new_tokens)  # fmt: skip
-    own = config.eos_token_id if isinstance(config.eos_token_id, (list, tuple)) else [config.eos_token_id]
-    ends = {int(token) for token in (*own, surrogate.end_token_id) if token is not None}
-    config.eos_token_id = sorted(ends)
-    if config.pad_token_id is None:
-        config.pad_token_id = surrogate.tokenizer.pad_token_id or config.eos_token_id[0]
+    # A checkpoint's own settings may sample, penalise and force: of them only the tokens are taken. `generate` would take
+    # the others from the model's, which is why that is replaced as well while it runs.
+    given = surrogate.model.generation_config
+    own = given.eos_token_id if isinstance(given.eos_token_id, (list, tuple)) else [given.eos_token_id]
+    ends = sorted({int(token) for token in (*own, surrogate.end_token_id) if token is not None})
+    pads = (given.pad_token_id, surrogate.tokenizer.pad_token_id, *ends, 0)
+    config = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=ends, bos_token_id=given.bos_token_id,
+        pad_token_id=next(token for token in pads if token is not None),
+        decoder_start_token_id=given.decoder_start_token_id,
+    )  # fmt: skip
     settings: dict[str, Any] = {"generation_config": config}
     if stop:
         config.stop_strings = list(stop)

@@ -18,17 +18,25 @@ from .data import Task, load_data
 from .endpoints import OPTIONS, Endpoint
 from .evaluation import By
 from .modeling import TransferableVisualPrompt
-from .surrogate import Surrogate
+from .surrogate import Surrogate, model_name
 from .tasks import get_task
 from .transfer import transfer_report
 
 
-def measure(args: argparse.Namespace, device: torch.device | str, shard: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, device: torch.device | str, shard: tuple[int, int] = (0, 1), progress: bool = True
+) -> dict[str, Any]:
     """The report of `transferable-vp evaluate`, whose arguments these are; one model in memory at a time."""
     if not args.model and not args.api_model:
         raise ValueError("There is no model to measure: give `--model`, or `--api_base` with `--api_model`.")
     if bool(args.api_model) != bool(args.api_base):
         raise ValueError("A model behind an API needs both `--api_base` and `--api_model`.")
+    names = [model_name(path) for path in args.model]
+    if unknown := [name for name in args.source if name not in names]:
+        raise ValueError(
+            f"`--source` has {', '.join(unknown)}, but the models are {', '.join(names) or 'all behind an API'}: name those "
+            "of them that the prompt was learned on."
+        )
     prompt = TransferableVisualPrompt.from_pretrained(args.prompt)
     dataset, task, metric, title = _read_task(args)
     loaders: list[Callable[[], Surrogate | Endpoint]] = [
@@ -45,7 +53,7 @@ def measure(args: argparse.Namespace, device: torch.device | str, shard: tuple[i
         part = transfer_report(
             [model], dataset, task, [prompt], source=args.source, title=title, settings=settings,
             batch_size=args.batch_size, skip_bad_images=args.skip_bad_images, metric=metric, by=by, length=args.length,
-            max_new_tokens=args.max_new_tokens, cache=cache, shard=shard, progress=shard[0] == 0,
+            max_new_tokens=args.max_new_tokens, cache=cache, shard=shard, progress=progress and shard[0] == 0,
         )  # fmt: skip
         report = {**part, "targets": [*report.get("targets", []), *part.get("targets", [])]}
     return report
@@ -68,12 +76,18 @@ def _read_task(args: argparse.Namespace) -> tuple[Any, Task, str, str]:
         title = args.title or f"{args.dataset} ({args.split})"
         return dataset, task, args.metric or "candidate_accuracy", title
     paper = get_task(args.task)
+    if args.dataset_name is not None:
+        raise ValueError("`--dataset_name` goes with `--dataset`; a task knows the configuration of its own.")
+    if "question" in given and paper.task.question_column is not None:
+        raise ValueError(f"The task {args.task} has a question for every image: leave out `--question`.")
     dataset = paper.load(args.split, path=args.dataset)
     return dataset, replace(paper.task, **given), args.metric or paper.metric, args.title or paper.title
 
 
 def _load_surrogate(path: str, dtype: str, device: torch.device | str) -> Surrogate:
-    return Surrogate.from_pretrained(path, dtype=dtype).to(device)
+    surrogate = Surrogate.from_pretrained(path, dtype=dtype)
+    # A quantised checkpoint is where it belongs already, and may refuse to be moved.
+    return surrogate if getattr(surrogate.model, "is_quantized", False) else surrogate.to(device)
 
 
 def _load_endpoint(name: str, args: argparse.Namespace) -> Endpoint:

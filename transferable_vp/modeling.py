@@ -139,13 +139,14 @@ class TransferableVisualPrompt(PreTrainedModel):
         Raises:
             ValueError: If an image has no pixels, a shape or dtype that no image has, or floats outside [0, 1].
         """
-        pictures = to_images(images, self.delta.device)
+        # Resized on the CPU wherever the prompt is: another device rounds otherwise, and deployed images are made here.
+        pictures = to_images(images)
         if self.config.canvas == "native":
-            return [self._around(picture, prompted) for picture in pictures]
+            return [self._around(picture, prompted).to(self.delta.device) for picture in pictures]
         size, (start, stop) = self.config.content_size, self._content_span()
         fitted = [fit_image(picture, size, self.config.fit) for picture in pictures]
         canvas = torch.zeros(len(fitted), *self.delta.shape, device=self.delta.device)
-        canvas[:, :, start:stop, start:stop] = torch.stack(fitted)
+        canvas[:, :, start:stop, start:stop] = torch.stack(fitted).to(canvas.device)
         return self._shown(canvas + self.delta) if prompted else canvas
 
     def _shown(self, canvas: torch.Tensor) -> torch.Tensor:
@@ -164,15 +165,15 @@ class TransferableVisualPrompt(PreTrainedModel):
         frame = [max(self.config.border_size > 0, round(side * self.config.border_size / content))
                  for side in (height, width)]  # fmt: skip
         top, left = (f + round(side * gap / content) for f, side in zip(frame, (height, width), strict=True))
-        canvas = torch.zeros(3, height + 2 * top, width + 2 * left, device=self.delta.device)
+        canvas, delta = torch.zeros(3, height + 2 * top, width + 2 * left), self.delta.cpu()
         inner = (slice(None), slice(top, top + height), slice(left, left + width))
         canvas[inner] = picture
         if not prompted:
             return canvas
         learned = torch.zeros_like(canvas)
         if self.config.layout != "overlay":
-            mask = self.border_mask.float()
-            scaled = resample(torch.cat([self.delta * mask, mask]), *canvas.shape[-2:])
+            mask = self.border_mask.float().cpu()
+            scaled = resample(torch.cat([delta * mask, mask]), *canvas.shape[-2:])
             # Divided by how much of each pixel is frame, or the frame's inner edge would fade into what is not.
             border = scaled[:3] / scaled[3:].clamp_min(1e-6)
             outside = torch.ones_like(canvas[:1], dtype=torch.bool)
@@ -180,7 +181,7 @@ class TransferableVisualPrompt(PreTrainedModel):
             learned = torch.where(outside, border, learned)
         if self.config.layout != "border":
             overlay = torch.zeros_like(canvas)
-            overlay[inner] = resample(self.delta[:, start:stop, start:stop], height, width)
+            overlay[inner] = resample(delta[:, start:stop, start:stop], height, width)
             learned = learned + overlay
         return self._shown(canvas + learned)
 

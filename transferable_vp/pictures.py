@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .report import CONDITIONS, make_folder, ordered_targets, points, role
+from .report import CONDITIONS, make_folder, ordered_targets, points, quantity, role
 
 
 # Marker shapes differ as well as the Okabe-Ito colours, so that the chart survives a grey printer.
@@ -108,7 +108,7 @@ def save_transfer_chart(report: Mapping[str, Any], path: str | Path) -> None:
     figure = _new_figure(7.5, 1.9 + 0.75 * len(targets))
     accuracy, gain = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     figure.suptitle(_wrap(f"{report['task']}, prompt trained on {report['source']}", 70, 3), parse_math=False)
-    _draw_accuracies(accuracy, targets)
+    _draw_accuracies(accuracy, targets, quantity(report))
     _draw_gains(gain, targets)
     for axes in (accuracy, gain):
         for row, target in enumerate(targets):
@@ -126,7 +126,7 @@ def save_transfer_chart(report: Mapping[str, Any], path: str | Path) -> None:
     figure.savefig(make_folder(path), format="png")
 
 
-def _draw_accuracies(axes: Any, targets: Sequence[Mapping[str, Any]]) -> None:
+def _draw_accuracies(axes: Any, targets: Sequence[Mapping[str, Any]], label: str) -> None:
     measured = [key for key in CONDITIONS if any(target.get(key) is not None for target in targets)]
     # Each condition has its own height within the row, so that equal accuracies do not hide one another.
     for key, height in zip(measured, np.linspace(-0.3, 0.3, len(measured)), strict=True):
@@ -136,7 +136,7 @@ def _draw_accuracies(axes: Any, targets: Sequence[Mapping[str, Any]]) -> None:
         face = "white" if marker == "o" else color
         axes.plot(x, y, marker, color=color, markerfacecolor=face, markersize=7, mew=1.6, label=CONDITIONS[key])
     axes.margins(x=0.08)
-    axes.set_xlabel("accuracy (%)")
+    axes.set_xlabel(f"{label} (%)")
 
 
 def _draw_gains(axes: Any, targets: Sequence[Mapping[str, Any]]) -> None:

@@ -178,8 +178,10 @@ def score_copies(surrogate: Surrogate, inputs: dict[str, Any], candidates: Seque
     rows, device = len(prefix.logits), prefix.logits.device
     longest = max(map(len, candidates))
     result = torch.zeros(rows, len(candidates), longest, device=device)
-    for begin in range(0, len(candidates), CHUNK):
-        part = candidates[begin : begin + CHUNK]
+    # Of all rows together, as every copy has keys and values of its own.
+    chunk = max(1, CHUNK // rows)
+    for begin in range(0, len(candidates), chunk):
+        part = candidates[begin : begin + chunk]
         copies = torch.arange(rows, device=device).repeat_interleave(len(part))
         logits = prefix.logits[copies, None]
         steps = max(map(len, part)) - 1
@@ -193,7 +195,7 @@ def score_copies(surrogate: Surrogate, inputs: dict[str, Any], candidates: Seque
                 input_ids=tokens.repeat(rows, 1), past_key_values=cache, use_cache=True, **repeated
             )
             logits = torch.cat([logits, step.logits], dim=1)
-        result[:, begin : begin + CHUNK, : steps + 1] = _gather_rows(logits, part, rows)
+        result[:, begin : begin + chunk, : steps + 1] = _gather_rows(logits, part, rows)
     return result
 
 
@@ -212,8 +214,9 @@ def score_decoder(surrogate: Surrogate, inputs: dict[str, Any], candidates: Sequ
     begin = inputs["decoder_input_ids"]
     rows, length = begin.shape
     result = torch.zeros(rows, len(candidates), max(map(len, candidates)), device=begin.device)
-    for start in range(0, len(candidates), CHUNK):
-        part = candidates[start : start + CHUNK]
+    chunk = max(1, CHUNK // rows)
+    for start in range(0, len(candidates), chunk):
+        part = candidates[start : start + chunk]
         copies = torch.arange(rows, device=begin.device).repeat_interleave(len(part))
         decoder = {key: inputs[key][copies] for key in ("decoder_input_ids", "decoder_attention_mask")}
         decoder, _, _ = append(decoder, [ids[:-1] for _ in range(rows) for ids in part], side="decoder_")
@@ -221,5 +224,5 @@ def score_decoder(surrogate: Surrogate, inputs: dict[str, Any], candidates: Sequ
         logits = surrogate.text_model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states[copies]), **mask, **decoder, use_cache=False
         ).logits[:, length - 1 :]
-        result[:, start : start + CHUNK, : logits.shape[1]] = _gather_rows(logits, part, rows)
+        result[:, start : start + chunk, : logits.shape[1]] = _gather_rows(logits, part, rows)
     return result

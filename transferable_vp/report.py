@@ -166,7 +166,11 @@ def format_table(report: Mapping[str, Any]) -> str:
     rows = [cells(target) for target in ordered_targets(report)]
     widths = [max(map(len, column)) for column in zip(*header, *rows, strict=True)]
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [heading(report), "Accuracy in %; Δ = TVP − zero border, in points.", ""]
+    lines = [
+        heading(report),
+        f"{quantity(report).capitalize() if quantity(report) == 'accuracy' else quantity(report)} in %; Δ = TVP − zero border, in points.",
+        "",
+    ]
     lines += [*(_line(row, widths) for row in header), rule, *(_line(row, widths) for row in rows), rule]
     return "\n".join([*lines, verdict(report)])
 
@@ -205,6 +209,11 @@ def cells(target: Mapping[str, Any]) -> list[str]:
     low, high = target["delta_ci95"]
     interval = f"[{points(low)}, {points(high)}]"
     return [str(target["model"]), role(target), str(target["n"]), *accuracies, points(target["delta"]), interval]
+
+
+def quantity(report: Mapping[str, Any]) -> str:
+    """What the columns show."""
+    return "AUROC" if report.get("metric") == "auroc" else "accuracy"
 
 
 def heading(report: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ class Finding(NamedTuple):
 
 def probe(surrogate: Surrogate) -> list[Finding]:
     r"""
-    Takes one step with a noisy prompt and two pictures and says what works.
+    Runs the passes of one training step with a noisy prompt and two pictures, and says what works.
 
     Args:
         surrogate ([`Surrogate`]): The model, as it would be trained on.
@@ -121,7 +121,13 @@ def probe(surrogate: Surrogate) -> list[Finding]:
     return findings
 
 
-def _require_same(ours: Any, theirs: Any) -> None:
-    for key, value in theirs.items():
-        if isinstance(value, torch.Tensor) and not torch.equal(ours[key], value):
-            raise ValueError(f"`{key}` differs between the two")
+def _require_same(ours: Any, theirs: Any, name: str = "inputs") -> None:
+    if isinstance(theirs, torch.Tensor):
+        if not torch.equal(ours, theirs):
+            raise ValueError(f"`{name}` differs between the two")
+    elif hasattr(theirs, "items"):
+        for key, value in theirs.items():
+            _require_same(ours[key], value, key)
+    elif isinstance(theirs, (list, tuple)):
+        for mine, value in zip(ours, theirs, strict=True):
+            _require_same(mine, value, name)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from .answers import SurrogateOutput, append, with_decoder_inputs, without_end
-from .checkpointing import checkpoint_layers
+from .checkpointing import checkpoint_layers, recomputing
 from .features import FeatureRecorder, FeaturesSeen, feature_parts, features_in, flatten_features
 from .images import to_pil
 from .processing import attach
@@ -137,6 +138,11 @@ FAMILIES = {
 }
 
 
+def model_name(path: str) -> str:
+    """What reports call a model of a folder or the Hub: the last part of its path."""
+    return str(path).rstrip("/").rsplit("/", 1)[-1]
+
+
 class Surrogate:
     r"""
     A frozen vision-language model to learn a prompt on, or to evaluate one on.
@@ -175,22 +181,23 @@ class Surrogate:
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.config = model.config
-        self.name = name or str(getattr(model.config, "_name_or_path", "")).rstrip("/").rsplit("/", 1)[-1] or "model"
+        self.name = name or model_name(getattr(model.config, "_name_or_path", "")) or "model"
         self.family = FAMILIES.get(self.config.model_type, Family("nothing special"))
         self.prompt_template = prompt_template
         self._differentiable: ProcessorMixin | None = None
         self._texts: dict[str, str] = {}
         self._answers: dict[tuple[str, bool, str], list[int]] = {}
         # Not `peft_config`: a model with an adapter loaded by transformers itself has one too, and is its own base.
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._parameters = inspect.signature(base.forward).parameters
+        self.base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._parameters = inspect.signature(self.base_model.forward).parameters
         self._recorder = FeatureRecorder(model, self.family.features_module)
+        self._recomputed: list[Any] = []
         if gradient_checkpointing:
             self.enable_gradient_checkpointing()
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes every layer in the backward pass instead of keeping its activations."""
-        checkpoint_layers(self.model)
+        self._recomputed = checkpoint_layers(self.model)
 
     @classmethod
     def from_pretrained(cls, path: str, *, name: str | None = None, prompt_template: str | None = None,
@@ -199,12 +206,13 @@ class Surrogate:
         Loads model and processor from a folder or the Hub. Further arguments (`dtype`, `device_map`, `revision`,
         `quantization_config`, ...) go to `AutoModelForImageTextToText.from_pretrained`.
         """
+        if str(path).startswith(("/", ".", "~")) and not Path(path).exists():
+            raise FileNotFoundError(f"There is no model at {path}: no such folder.")
         shared = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
         hub = {key: kwargs[key] for key in shared if key in kwargs}
         model = AutoModelForImageTextToText.from_pretrained(path, **kwargs)
         processor = AutoProcessor.from_pretrained(path, **hub)
-        return cls(model, processor, name or str(path).rstrip("/").rsplit("/", 1)[-1], prompt_template,
-                   gradient_checkpointing)  # fmt: skip
+        return cls(model, processor, name or model_name(path), prompt_template, gradient_checkpointing)
 
     @property
     def device(self) -> torch.device:
@@ -280,7 +288,8 @@ class Surrogate:
         """
         inputs = self.encode([to_pil(c) for c in canvas], questions, canvas, unbounded)
         inputs, start, labels = self.append_answers(inputs, questions, answers)
-        logits, features = self._answer_pass(inputs, start, labels.shape[1])
+        with recomputing(self._recomputed if torch.is_grad_enabled() else ()):
+            logits, features = self._answer_pass(inputs, start, labels.shape[1])
         if torch.is_grad_enabled() and canvas[0].requires_grad and not logits.requires_grad:
             raise RuntimeError(
                 f"No gradient passes from the answers of {self.name} ({self.config.model_type}) to the image, so nothing "
@@ -410,11 +419,12 @@ class Surrogate:
                 f"The answer to {question!r} is {answer!r}: an answer needs at least one visible character."
             )
         text = self.text(question)
-        # No space goes before an answer that begins a line, or that a decoder of its own begins with.
+        # No space goes before an answer that begins a line or a turn, or that a decoder of its own begins with.
         begins = (
             (self.is_encoder_decoder and not self._text_in_decoder)
             or self.family.text_ends_line
             or text[-1:].isspace()
+            or text.endswith(tuple(self.tokenizer.all_special_tokens))
         )
         before = "" if begins or not text else text.splitlines()[-1]
         key = (before, begins, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,8 @@ def transfer_report(
                 found[name].append(result)
                 bar.update()
             if shard[1] == 1:
-                report["targets"].append(_row(target, found, task, metric, target.name in source))
+                row = _row(target, found, task, metric, target.name in source)
+                report["targets"].append({**row, "by": by})
     return report if shard[1] == 1 else {}
 
 
@@ -134,7 +136,12 @@ def _measured(result: Evaluation, task: Task, metric: str) -> dict[str, Any]:
         return load_metric(metric).compute(predictions=_margins(result, task), references=_positive(result))
     if metric == "candidate_accuracy" and result.scores and task.candidates is not None:
         references = [list(task.candidates).index(answer) for answer in result.references]
-        return load_metric(metric).compute(predictions=result.scores, references=references)
+        # A row of nothing but -inf (no letter among those that an API names) is no choice, and none of its ranks is right.
+        scores = [
+            row if max(row) > -math.inf else [-float(column == right) for column in range(len(row))]
+            for row, right in zip(result.scores, references, strict=True)
+        ]
+        return load_metric(metric).compute(predictions=scores, references=references)
     if metric == "candidate_accuracy":
         # Written answers have no ranks: right or wrong is all there is.
         scores = [[value, 0.5] for value in result.values.tolist()]

@@ -44,6 +44,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--write_support", default=None)
     if path is None or hasattr(session.config, "workerinput"):
         return
+    if roster.IS_OLD:
+        raise pytest.UsageError(f"transformers {transformers.__version__} is older than the one of the table.")
     found = session.config.stash[OUTCOMES]
     models = []
     for model_type in sorted({*roster.FAMILIES, *roster.REFUSED, *roster.NOT_BUILT} - roster.VARIANTS):
@@ -70,8 +72,11 @@ def _verdict(model_type: str, checks: dict[str, str]) -> dict[str, str]:
     if model_type in roster.REFUSED:
         reason = roster.REFUSED[model_type].reason
         return {"status": "unsupported", "reason": reason + (" (and is not refused)" if failed else "")}
-    if not checks:
-        return {"status": "untested", "reason": "the suite was not run for it"}
     if failed:
         return {"status": "unsupported", "reason": f"fails: {', '.join(failed)}"}
+    # Only placeholders may be not applicable.
+    missing = [check for check in CHECKS if checks.get(check) != "passed" and (check, checks.get(check)) != (
+        "placeholders", "not applicable")]  # fmt: skip
+    if missing:
+        return {"status": "untested", "reason": f"the suite was not run for it: {', '.join(missing)}"}
     return {"status": "supported", "reason": roster.NOTES.get(model_type, "")}

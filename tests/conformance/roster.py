@@ -98,16 +98,19 @@ REPRESENTATIVE = [
 ]  # fmt: skip
 # What a user of the type should know.
 NOTES = {
+    "blip": "candidates and written tokens cost a full pass each",
     "deepseek_ocr2": "built with 4 queries a view in place of the 144 and 256 that transformers hard-codes",
     "dots3_note": "indexer scores that tie can differ between a row alone and in a batch; not with 8 heads or more",
     "fast_vlm": "built with ConvNeXt in place of FastViT, whose features vanish at random weights",
+    "git": "candidates and written tokens cost a full pass each",
     "glm5_next": "indexer scores that tie can differ between a row alone and in a batch; not with 16 heads or more",
     "hunyuan_vl": "some of its image features are learned constants, which feature consistency compares as well",
+    "idefics": "candidates cost a full pass each",
     "kosmos-2": "finite differences need float64 as torch's default, as it makes float constants",
     "llama4": "its processor rounds pixels to bfloat16; finite differences are taken without the rounding",
     "mistral_large4": "indexer scores that tie can differ between a row alone and in a batch; not with 16 heads or more",
     "pix2struct": "with `is_vqa=False`: with it, the question is drawn into the image by PIL, which passes no gradient",
-    "pp_formulanet": "it reads no question; its processor crops light margins, so a pale border may be cut off",
+    "pp_formulanet": "candidates cost a full pass each; it reads no question; its processor crops light margins, so a pale border may be cut off",
     "vision-encoder-decoder": "Donut reads the question in its decoder; TrOCR reads none",
     "video_llava": "its own pixel values, with the gradient of CLIP's image processor, which takes the same steps",
 }
