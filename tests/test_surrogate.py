@@ -213,14 +213,27 @@ class TestAnswerIds:
             words.append(text)
             return SimpleNamespace(input_ids=[words.index(text)])
 
+        one_token_a_text.all_special_tokens = []  # type: ignore[attr-defined]
         surrogate = Surrogate(model, processor)
         surrogate.processor = SimpleNamespace(tokenizer=one_token_a_text, apply_chat_template=lambda *_, **__: "Q:",
                                               chat_template="any")  # fmt: skip
         assert [words[i] for i in surrogate.answer_ids("What is it?", "red")] == ["red"]
 
+    def test_no_space_goes_between_a_special_token_and_the_answer(self, own_pair: Callable[[str], Pair]) -> None:
+        model, processor = own_pair("llava")
+        bare = processor.tokenizer("red", add_special_tokens=False).input_ids
+        assert Surrogate(model, processor, prompt_template="<image>{question}</s>").answer_ids("Is it?", "red") == bare
+        spaced = Surrogate(model, processor, prompt_template="<image>{question} A:").answer_ids("Is it?", "red")
+        assert processor.tokenizer.decode(spaced) == " red"
+
     def test_an_answer_of_no_token(self, own_pair: Callable[[str], Pair]) -> None:
         surrogate = Surrogate(*own_pair("llava"), name="some-model")
-        surrogate.processor = SimpleNamespace(tokenizer=lambda *_, **__: SimpleNamespace(input_ids=[]), chat_template="x",
+
+        def nothing(*_: Any, **__: Any) -> SimpleNamespace:
+            return SimpleNamespace(input_ids=[])
+
+        nothing.all_special_tokens = []  # type: ignore[attr-defined]
+        surrogate.processor = SimpleNamespace(tokenizer=nothing, chat_template="x",
                                               apply_chat_template=lambda *_, **__: "Q:")  # fmt: skip
         with pytest.raises(ValueError, match="some-model makes no token of the answer 'red'"):
             surrogate.answer_ids("What is it?", "red")
