@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +12,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from by_hand import T5, t5_pair
+from by_hand import T5
+from tiny import language_model, make_canvas
 from torch import nn
 from torch._dynamo.utils import counters
 from transformers import PreTrainedModel, ProcessorMixin
@@ -34,31 +34,6 @@ Pair = tuple[PreTrainedModel, ProcessorMixin]
 QUESTIONS = ["What is it?", "Which colour is the square in the picture, and why is it so?"]
 ANSWERS = ["red", "a blue square"]
 all_families = pytest.mark.parametrize("family", [*tiny.FAMILIES, T5])
-
-
-@pytest.fixture(scope="module")
-def surrogates(shared_pair: Callable[[str], Pair]) -> Callable[[str], Surrogate]:
-    """Gives the surrogate of a family, made once, of a copy of its own. For tests that do not change it."""
-    return functools.cache(
-        lambda family: Surrogate(*copy.deepcopy(t5_pair() if family == T5 else shared_pair(family)), name=family)
-    )
-
-
-@pytest.fixture
-def surrogate(family: str, surrogates: Callable[[str], Surrogate]) -> Surrogate:
-    return surrogates(family)
-
-
-def make_canvas(count: int = 1, size: int = 40, seed: int = 0) -> torch.Tensor:
-    """Noise that no 8-bit image holds, of a size that every processor has to resize."""
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-
-
-def language_model(model: nn.Module) -> nn.Module:
-    for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] in ("language_model", "text_model"):
-            return module
-    raise AssertionError("no language model")
 
 
 def patched(model: nn.Module) -> list[str]:

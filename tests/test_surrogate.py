@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,8 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from by_hand import T5, answer_losses, t5_pair
-from torch import nn
+from by_hand import T5, answer_losses
+from tiny import make_canvas
 from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp import surrogate as surrogate_module
@@ -29,37 +28,6 @@ QUESTIONS = ["What is it?", "Which colour is the square in the picture, and why 
 ANSWERS = ["red", "a blue square", "yes"]
 all_families = pytest.mark.parametrize("family", [*tiny.FAMILIES, T5])
 decoders = pytest.mark.parametrize("family", tiny.FAMILIES)
-
-
-@pytest.fixture
-def own_pair(pair: Callable[[str], Pair]) -> Callable[[str], Pair]:
-    """Gives a test its own copy of model and processor of a family, T5 included."""
-    return lambda family: copy.deepcopy(t5_pair()) if family == T5 else pair(family)
-
-
-@pytest.fixture(scope="module")
-def surrogates(shared_pair: Callable[[str], Pair]) -> Callable[[str], Surrogate]:
-    """Gives the surrogate of a family, made once, of a copy of its own. For tests that do not change it."""
-    return functools.cache(
-        lambda family: Surrogate(*copy.deepcopy(t5_pair() if family == T5 else shared_pair(family)), name=family)
-    )
-
-
-@pytest.fixture
-def surrogate(family: str, surrogates: Callable[[str], Surrogate]) -> Surrogate:
-    return surrogates(family)
-
-
-def make_canvas(count: int = 1, size: int = 40, seed: int = 0) -> torch.Tensor:
-    """Noise that no 8-bit image holds, of a size that every processor has to resize."""
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-
-
-def language_model(model: nn.Module) -> nn.Module:
-    for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] in ("language_model", "text_model"):
-            return module
-    raise AssertionError("no language model")
 
 
 def token_losses(output: SurrogateOutput, row: int = 0) -> torch.Tensor:

@@ -382,3 +382,16 @@ def noise_prompt(seed: int = 0, **config: Any) -> TransferableVisualPrompt:
         # Beyond what can be shown on both sides, where that is allowed; `project_` cuts an overlay to its epsilon.
         prompt.delta.copy_(noise if border else 4 * noise - 2)
     return prompt.project_()
+
+
+def make_canvas(count: int = 1, size: int = 40, seed: int = 0) -> torch.Tensor:
+    """Noise that no 8-bit image holds, of a size that every processor has to resize."""
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def language_model(model: nn.Module) -> nn.Module:
+    """The part of a model that reads text."""
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in ("language_model", "text_model"):
+            return module
+    raise AssertionError("no language model")
