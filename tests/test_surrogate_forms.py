@@ -281,6 +281,11 @@ COMPILERS: dict[str, Callable[[Any, str], Any]] = {
 
 class TestCompiled:
     @pytest.fixture(autouse=True)
+    def own_cache(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        # The shared one keeps what a killed run has left half written.
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+    @pytest.fixture(autouse=True)
     def _forget(self) -> Iterator[None]:
         torch._dynamo.reset()
         counters.clear()
