@@ -121,7 +121,7 @@ def test_candidate_accuracy_by_hand() -> None:
     scores = [[0.0, -1.0, -2.0], [-3.0, -1.0, -2.0], [-3.0, -2.0, -1.0], [-np.inf, -1.0, -2.0]]
     result = load_metric("candidate_accuracy").compute(predictions=scores, references=[0, 1, 0, 1])
     low, high = wilson_interval(3, 4)
-    assert result == {"accuracy": 0.75, "top5": None, "n": 4, "accuracy_ci95": [low, high]}
+    assert result == {"accuracy": 0.75, "top5": None, "n": 4, "accuracy_ci95": [low, high], "top5_ci95": None}
 
 
 def test_candidate_accuracy_equals_scikit_learn() -> None:
@@ -140,6 +140,7 @@ def test_ties_fall_as_with_argmax() -> None:
         "top5": 5 / 7,
         "n": 7,
         "accuracy_ci95": list(wilson_interval(1, 7)),
+        "top5_ci95": list(wilson_interval(5, 7)),
     }
 
 
@@ -191,6 +192,10 @@ def test_pope_by_hand() -> None:
         "unparsed": 2 / 7,
         "n": 7,
         "accuracy_ci95": list(wilson_interval(3, 7)),
+        "precision_ci95": list(wilson_interval(2, 3)),
+        "recall_ci95": list(wilson_interval(2, 4)),
+        "yes_ratio_ci95": list(wilson_interval(3, 7)),
+        "unparsed_ci95": list(wilson_interval(2, 7)),
     }
 
 
@@ -218,6 +223,8 @@ def test_pope_equals_scikit_learn() -> None:
 def test_pope_without_a_hit(answer: str, truth: str, expected: dict[str, float]) -> None:
     result = load_metric("pope").compute(predictions=[answer] * 3, references=[truth] * 3)
     assert {key: result[key] for key in expected} == expected
+    assert (result["precision_ci95"] is None) == (answer == "No")
+    assert (result["recall_ci95"] is None) == (truth == "no")
 
 
 def test_pope_interval_takes_seed_and_resamples() -> None:

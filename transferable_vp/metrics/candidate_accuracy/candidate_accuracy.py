@@ -99,10 +99,12 @@ class CandidateAccuracy(evaluate.Metric):
         if not references:
             raise ValueError("There are no examples to measure: predictions and references are empty.")
         places = ranks(predictions, references)
-        n, right = len(places), int((places == 0).sum())
+        n, right, near = len(places), int((places == 0).sum()), int((places < 5).sum())
+        has_top5 = min(map(len, predictions)) > 5
         return {
             "accuracy": right / n,
-            "top5": float((places < 5).mean()) if min(map(len, predictions)) > 5 else None,
+            "top5": near / n if has_top5 else None,
             "n": n,
             "accuracy_ci95": list(wilson_interval(right, n)),
+            "top5_ci95": list(wilson_interval(near, n)) if has_top5 else None,
         }

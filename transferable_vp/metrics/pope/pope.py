@@ -95,15 +95,18 @@ class Pope(evaluate.Metric):
         right = sum(answer == reference for answer, reference in zip(answers, truth, strict=True))
         said_yes = np.array([answer == "yes" for answer in answers])
         is_yes = np.array([reference == "yes" for reference in truth])
-        hits = int((said_yes & is_yes).sum())
+        hits, yes, true = int((said_yes & is_yes).sum()), int(said_yes.sum()), int(is_yes.sum())
+        shares = {"accuracy": (right, n), "precision": (hits, yes), "recall": (hits, true), "yes_ratio": (yes, n),
+                  "unparsed": (answers.count(None), n)}  # fmt: skip
         return {
             "accuracy": right / n,
-            "precision": hits / max(int(said_yes.sum()), 1),
-            "recall": hits / max(int(is_yes.sum()), 1),
+            "precision": hits / max(yes, 1),
+            "recall": hits / max(true, 1),
             "f1": f1(said_yes, is_yes),
             "yes_ratio": float(said_yes.mean()),
             "unparsed": answers.count(None) / n,
             "n": n,
-            "accuracy_ci95": list(wilson_interval(right, n)),
+            # Of no yes at all there is no share.
+            **{f"{name}_ci95": list(wilson_interval(k, of)) if of else None for name, (k, of) in shares.items()},
             "f1_ci95": list(bootstrap_interval(f1, said_yes, is_yes, n_resamples=n_resamples, seed=seed)),
         }
