@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 
+from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig
 from transferable_vp.data import Task
 from transferable_vp.surrogate import Surrogate
 
@@ -16,6 +18,22 @@ TASK = Task(candidates=list(COLOURS), question="Which colour?")
 # The colour that is shown, and the one that is said to be right: five of six agree.
 SHOWN = ["red", "green", "blue", "blue", "red", "green"]
 RIGHT = ["red", "green", "blue", "red", "red", "green"]
+
+
+def grey_prompt() -> TransferableVisualPrompt:
+    """Grey all around."""
+    prompt = TransferableVisualPrompt(TransferableVisualPromptConfig(canvas_size=40, border_size=8))
+    with torch.no_grad():
+        prompt.delta.fill_(0.5)
+    return prompt.project_()
+
+
+def coloured_rows() -> list[dict[str, Any]]:
+    """A picture of one colour for each of `SHOWN`, with the answers of `RIGHT`."""
+    return [
+        {"image": Image.new("RGB", (50, 40), COLOURS[shown]), "answer": right}
+        for shown, right in zip(SHOWN, RIGHT, strict=True)
+    ]
 
 
 class Rig:

@@ -15,10 +15,10 @@ import tiny
 import torch
 from by_hand import T5, answer_losses, t5_pair
 from PIL import Image
-from rigged import COLOURS, RIGHT, SHOWN, TASK, Rig
+from rigged import COLOURS, SHOWN, TASK, Rig, coloured_rows, grey_prompt
 from transformers import PreTrainedModel, ProcessorMixin
 
-from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig, evaluation
+from transferable_vp import TransferableVisualPrompt, evaluation
 from transferable_vp.answers import answer_loss
 from transferable_vp.data import BadImageError, Task
 from transferable_vp.endpoints import offer
@@ -49,19 +49,12 @@ def llava(surrogates: Callable[[str], Surrogate]) -> Surrogate:
 
 @pytest.fixture
 def prompt() -> TransferableVisualPrompt:
-    """Grey all around."""
-    prompt = TransferableVisualPrompt(TransferableVisualPromptConfig(canvas_size=40, border_size=8))
-    with torch.no_grad():
-        prompt.delta.fill_(0.5)
-    return prompt.project_()
+    return grey_prompt()
 
 
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
-    return [
-        {"image": Image.new("RGB", (50, 40), COLOURS[shown]), "answer": right}
-        for shown, right in zip(SHOWN, RIGHT, strict=True)
-    ]
+    return coloured_rows()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from rigged import COLOURS, RIGHT, SHOWN, TASK, Rig
+from rigged import COLOURS, SHOWN, TASK, Rig, coloured_rows, grey_prompt
 from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp import Task, TransferableVisualPrompt, TransferableVisualPromptConfig, evaluate, evaluation
@@ -31,19 +31,12 @@ def own_pair(shared_pair: Callable[[str], Pair]) -> Callable[[str], Pair]:
 
 @pytest.fixture
 def prompt() -> TransferableVisualPrompt:
-    """Grey all around."""
-    prompt = TransferableVisualPrompt(TransferableVisualPromptConfig(canvas_size=40, border_size=8))
-    with torch.no_grad():
-        prompt.delta.fill_(0.5)
-    return prompt.project_()
+    return grey_prompt()
 
 
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
-    return [
-        {"image": Image.new("RGB", (50, 40), COLOURS[shown]), "answer": right}
-        for shown, right in zip(SHOWN, RIGHT, strict=True)
-    ]
+    return coloured_rows()
 
 
 @pytest.fixture

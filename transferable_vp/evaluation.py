@@ -89,8 +89,8 @@ def evaluate(
         task ([`Task`]): How to read them.
         prompt ([`TransferableVisualPrompt`], *optional*): Without it the model is given the images as they are.
         prompted (`bool`, *optional*, defaults to `True`): With `False`, the prompt's geometry with a black border.
-        batch_size (`int`, *optional*, defaults to 32): Images per forward pass; of an API, questions between two writes
-            to the cache at most.
+        batch_size (`int`, *optional*, defaults to 32): Images per forward pass, or questions handed to an API at a time.
+            Answers of a pass are cached together, those of an API one by one.
         skip_bad_images (`bool`, *optional*, defaults to `False`): Whether to leave out images that cannot be read.
         shard (`tuple[int, int]`, *optional*, defaults to `(0, 1)`): This process's index and the number of processes.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.

@@ -71,7 +71,7 @@ _BLIP_2 = Family(
     text_model="language_model",
 )
 _KOSMOS = Family(
-    "its processor writes image placeholders by itself, and a mask of where they are; its forward needs pixel values",
+    "its processor writes image placeholders and a mask of where they are; its text model goes on from a cache alone",
     places_image=True,
     grows=("image_embeds_position_mask",),
     text_model="text_model",
