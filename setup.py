@@ -31,7 +31,11 @@ INSTALL_REQUIRES = [
 
 DEMO = ["matplotlib>=3.10.0", "scikit-learn>=1.6.0"]
 API = ["openai>=3.0.0"]  # models behind an API
+PAPER = ["sentencepiece>=0.2.1"]  # tokenizers of VisualGLM and Vicuna v0
 TEST = [
+    "ipykernel>=7.0.0",  # runs the notebooks
+    "nbclient>=0.10.2",
+    "nbformat>=5.10.4",
     "pytest>=8.4.0",
     "pytest-xdist>=3.7.0",
     "setuptools",
@@ -39,6 +43,7 @@ TEST = [
     "timm>=1.0.20",  # image encoders of Gemma 3n, FastVLM and Perception LM
     *API,
     *DEMO,
+    *PAPER,
 ]
 # For slow tests only: torchao makes every import of transformers slower and noisier, the others serve a model.
 EXTENDED = ["fastapi>=0.165.0", "torchao>=0.18.0", "uvicorn>=0.54.0"]
@@ -49,6 +54,7 @@ DOCS = ["matplotlib>=3.10.0"]
 EXTRAS = {
     "api": API,
     "demo": DEMO,
+    "paper": PAPER,
     "test": TEST,
     "quality": QUALITY,
     "docs": DOCS,
@@ -61,7 +67,7 @@ EXTRAS = {
 
 # Folders at the root of a checkout that the command needs at run time: a wheel carries them inside the package.
 BUNDLED_FOLDERS = ("examples", "zoo")
-BUNDLED_SUFFIXES = {".jinja", ".json", ".md", ".py", ".safetensors", ".txt", ".yaml"}
+BUNDLED_SUFFIXES = {".jinja", ".json", ".md", ".py", ".safetensors", ".sh", ".txt", ".yaml"}
 
 
 def version() -> str:

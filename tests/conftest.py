@@ -11,11 +11,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import tiny
 from by_hand import T5, t5_pair
+from hub_server import HubServer, hub_environment
+from huggingface_hub import close_session, constants, hf_api
 from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp import Surrogate
@@ -54,3 +57,33 @@ def surrogates(shared_pair: Callable[[str], Pair]) -> Callable[[str], Surrogate]
 def surrogate(family: str, surrogates: Callable[[str], Surrogate]) -> Surrogate:
     """The surrogate of the family that a test is parametrised by."""
     return surrogates(family)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub on loopback, and the client of this process pointed to it as `someone`, with an empty cache.
+
+    The client reads its environment when it is imported, so what it read is set anew; none of its code is replaced.
+    The environment itself stays offline for whatever else is imported meanwhile and would keep what it reads then.
+    """
+    home = tmp_path / "hf_home"
+    with HubServer() as server:
+        server.add_user("someone", "hf_someone", orgs=("org",))
+        server.add_user("other", "hf_other")
+        for name in ("HF_TOKEN", "NO_PROXY"):
+            monkeypatch.setenv(name, hub_environment(server, home)[name])
+        files = {"HF_HUB_CACHE": "hub", "HF_ASSETS_CACHE": "assets", "HF_XET_CACHE": "xet", "HF_TOKEN_PATH": "token",
+                 "HF_STORED_TOKENS_PATH": "stored_tokens", "AGENT_HARNESSES_PATH": "harnesses.json"}  # fmt: skip
+        settings = {name: str(home / file) for name, file in files.items()} | {"HF_HOME": str(home)}
+        settings |= {"ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+        settings |= {"HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}"}
+        settings |= {"HF_HUB_DISABLE_TELEMETRY": True}
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value, raising=False)  # not every release knows every one
+        # Two clients that were made at import or at the first use keep the address they were made with.
+        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
+        close_session()
+        yield server
+        close_session()
+    assert not server.errors, server.errors[0]

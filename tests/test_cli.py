@@ -25,7 +25,7 @@ def picture(path, color=(200, 30, 30), size=(40, 30)):
     return path
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "apply", "demo", "env"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "apply", "demo", "env", "push", "card", "search"])
 def test_help_of_every_command(command, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -38,6 +38,9 @@ def test_help_of_every_command(command, capsys) -> None:
         "apply": "--overwrite",
         "demo": "--seeds",
         "env": "--json",
+        "push": "--create_pr",
+        "card": "--report",
+        "search": "--base-model",
     }
     assert flags[command] in shown
 
@@ -46,7 +49,10 @@ def test_help_names_every_command(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"\n    {command}" in shown for command in ("train", "evaluate", "apply", "demo", "env"))
+    assert all(
+        f"\n    {command}" in shown
+        for command in ("train", "evaluate", "apply", "demo", "env", "push", "card", "search")
+    )
 
 
 def test_help_needs_no_import_of_the_trainer() -> None:

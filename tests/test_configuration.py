@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 import transferable_vp
 from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig
-from transferable_vp.configuration import MAX_CANVAS_SIZE
+from transferable_vp.configuration import FORMAT_VERSION, MAX_CANVAS_SIZE
 
 
 UNUSUAL = {
@@ -68,6 +68,16 @@ def test_an_overlay_has_no_border() -> None:
         ({"epsilon": 0}, r"`epsilon` is 0; it must be above 0 and at most 1"),
         ({"epsilon": 1.5}, r"`epsilon` is 1.5; it must be above 0 and at most 1"),
         ({"epsilon": float("nan")}, r"`epsilon` is nan; it must be above 0 and at most 1"),
+        ({"epsilon": "0.1"}, r"`epsilon` is '0.1'; it must be a number"),
+        ({"epsilon": None}, r"`epsilon` is None; it must be a number"),
+        ({"canvas_size": None}, r"`canvas_size` is None; it must be a whole number of pixels"),
+        ({"version": 1}, r"`version` is 1; it must be a text such as '0.1.0'"),
+        ({"format_version": 0}, r"`format_version` is 0; it must be a whole number from 1 on"),
+        ({"format_version": True}, r"`format_version` is True; it must be a whole number from 1 on"),
+        (
+            {"format_version": FORMAT_VERSION + 1, "version": "9.0", "layout": "spiral"},
+            r"format 2, written by version '9.0', and this version reads formats up to 1: upgrade with `pip install -U",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -114,7 +124,8 @@ def test_auto_config_knows_it(tmp_path: Path) -> None:
 def test_version_is_written_by_saving_a_prompt(tmp_path: Path) -> None:
     config = TransferableVisualPromptConfig(canvas_size=16, border_size=2, version="0.0.1")
     TransferableVisualPrompt(config).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["version"] == transferable_vp.__version__
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["version"], written["format_version"]) == (transferable_vp.__version__, FORMAT_VERSION)
 
 
 def test_a_broken_file_is_refused_by_its_values(tmp_path: Path) -> None:

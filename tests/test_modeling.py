@@ -29,7 +29,7 @@ from transferable_vp.images import fit_image, to_images, to_pil
 
 # A border of 6 around 20 pixels of content.
 SMALL = {"canvas_size": 32, "border_size": 6}
-FILES = {"config.json", "model.safetensors", "prompt.png"}
+FILES = {"config.json", "model.safetensors", "preview.png", "prompt.png"}
 
 
 @pytest.fixture
@@ -350,20 +350,6 @@ class TestFiles:
         parameters = inspect.signature(TransferableVisualPrompt.push_to_hub).parameters
         assert {"repo_id", "private", "commit_message"} <= set(parameters)
 
-    def test_pushing_while_saving_passes_everything_on(
-        self, prompt: TransferableVisualPrompt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        pushed: list[tuple[str, dict[str, Any]]] = []
-        monkeypatch.setattr(
-            TransferableVisualPrompt, "push_to_hub", lambda self, repo_id, **kwargs: pushed.append((repo_id, kwargs))
-        )
-        # `private` lost on the way would publish what was meant to be kept.
-        wanted = {"private": True, "commit_message": "first", "token": "t", "revision": "dev", "create_pr": True}
-        prompt.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/prompt", **wanted)
-        prompt.save_pretrained(tmp_path / "mine", push_to_hub=True)
-        prompt.save_pretrained(tmp_path / "mine", push_to_hub=False)
-        assert pushed == [("me/prompt", wanted), ("mine", {})]
-
 
 def no_space(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
@@ -443,7 +429,7 @@ class TestLoadingWhatIsNotThere:
             TransferableVisualPrompt.from_pretrained(tmp_path / "nowhere")
 
     def test_an_empty_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        with pytest.raises(OSError, match=r"no prompt that can be read at .*: no file named config\.json"):
             TransferableVisualPrompt.from_pretrained(tmp_path)
 
 

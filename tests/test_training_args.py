@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from transferable_vp import TransferableVisualPromptTrainingArguments as Arguments
 
@@ -88,11 +88,30 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert args.skip_bad_images is True and args.surrogate_gradient_checkpointing is True and args.seed == 3
 
 
-def test_the_command_line_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flag", "wrong", "right"), [("--update_rule", "sgd", "adam"), ("--hub_strategy", "never", "all_checkpoints")]
+)
+def test_the_command_line_names_the_choices(
+    flag: str, wrong: str, right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        HfArgumentParser(Arguments).parse_args_into_dataclasses(["--update_rule", "sgd"])
+        HfArgumentParser(Arguments).parse_args_into_dataclasses([flag, wrong])
     message = capsys.readouterr().err
-    assert "--update_rule" in message and "invalid choice: 'sgd'" in message and "adam" in message
+    assert flag in message and f"invalid choice: '{wrong}'" in message and right in message
+
+
+def test_the_help_says_that_no_strategy_pushes_pickles(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        HfArgumentParser(Arguments).parse_args_into_dataclasses(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "none pushes the optimizer's state or other pickles: resume from the checkpoints in --output_dir" in shown
+
+
+@pytest.mark.parametrize("strategy", list(HubStrategy))
+def test_every_strategy_by_its_name(strategy: HubStrategy, tmp_path: Path) -> None:
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "--hub_strategy", strategy.value]
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(words)
+    assert args.hub_strategy is strategy is make(tmp_path, hub_strategy=strategy).hub_strategy
 
 
 def test_through_a_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .endpoints import Endpoint
     from .evaluation import Evaluation, evaluate
     from .generation import generate
+    from .hub import search_prompts, share_report
     from .objectives import FeatureConsistency, Objective, Step, TaskSemantics
     from .optim import PaperSGD
     from .scoring import score_candidates
@@ -48,6 +49,8 @@ _LAZY = {
     "load_data": "data",
     "random_prompt": "transfer",
     "score_candidates": "scoring",
+    "search_prompts": "hub",
+    "share_report": "hub",
     "transfer_report": "transfer",
 }
 
@@ -74,6 +77,8 @@ __all__ = [
     "load_data",
     "random_prompt",
     "score_candidates",
+    "search_prompts",
+    "share_report",
     "transfer_report",
 ]
 

@@ -158,6 +158,88 @@ def support(args: argparse.Namespace) -> int:
     return int(failed)
 
 
+def push(args: argparse.Namespace) -> None:
+    """Puts a prompt on the Hub: configuration, weights, pictures and card, and nothing else that its folder holds."""
+    from .hub import share_prompt
+    from .modeling import TransferableVisualPrompt
+
+    folder = _prompt_folder(args.folder)
+    commit = share_prompt(
+        TransferableVisualPrompt.from_pretrained(folder),
+        args.repo_id,
+        folder,
+        license=args.license,
+        # Not given, it is as the owner's settings have it.
+        private=args.private or None,
+        revision=args.revision,
+        create_pr=args.create_pr,
+        commit_message=args.commit_message,
+    )
+    print(f"Proposed: {commit.pr_url}" if commit.pr_url else f"Pushed: {commit.commit_url}")
+
+
+def card(args: argparse.Namespace) -> None:
+    """Writes or updates the README.md of a prompt in a folder; of one on the Hub, proposes results for its card."""
+    from .hub import README_NAME, share_report
+    from .model_card import write_card
+    from .modeling import TransferableVisualPrompt
+    from .report import read_json
+
+    reports = [read_json(path) for path in args.report]
+    if Path(args.prompt).is_dir():
+        if args.create_pr is not None:
+            raise ValueError(f"{args.prompt} is a folder, and pull requests are the Hub's: leave out --create_pr.")
+        folder = _prompt_folder(args.prompt)
+        path = folder / README_NAME
+        before = path.read_bytes() if path.exists() else None
+        prompt = TransferableVisualPrompt.from_pretrained(folder)
+        write_card(prompt, folder, license=args.license, tags=args.tag, reports=reports)
+        same = before == path.read_bytes()
+        print(f"{path}: {'written' if before is None else 'as it was' if same else 'updated'}")
+        return
+    if not reports:
+        raise ValueError(
+            f"There is no folder {args.prompt}; if that is a repository on the Hub, say with --report which results "
+            "to add to its card."
+        )
+    if args.license or args.tag:
+        raise ValueError(f"--license and --tag are for a folder, and there is no folder {args.prompt}.")
+    for path, report in zip(args.report, reports, strict=True):
+        commit = share_report(report, args.prompt, create_pr=args.create_pr is not False)
+        print(f"{path}: {commit.pr_url or commit.commit_url}")
+
+
+def _prompt_folder(name: str) -> Path:
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        what = "a folder without config.json" if folder.is_dir() else "no folder"
+        raise FileNotFoundError(f"{name} is {what}: give the folder that `save_pretrained` or training wrote.")
+    return folder
+
+
+def search(args: argparse.Namespace) -> None:
+    """Lists prompts on the Hub."""
+    from .hub import search_prompts
+
+    found = search_prompts(task=args.task, base_model=args.base_model, author=args.author, limit=args.limit)
+    if args.json:
+        path = Path(args.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+    if not found:
+        print("No prompts found: try fewer filters. Every prompt on the Hub has the tag transferable-vp.")
+        return
+    rows = [("id", "task", "base models", "downloads", "updated")]
+    for row in found:
+        updated = str(row["last_modified"] or "")[:10]
+        rows.append(
+            (row["id"], row["task"] or "–", ", ".join(row["base_models"]) or "–", str(row["downloads"]), updated)
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
 def env(args: argparse.Namespace) -> None:
     """Prints what a bug report needs."""
     import torch
@@ -235,6 +317,37 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="training seeds (default: 0 1)")
     sub.add_argument("--quick", action="store_true", help="few steps and images: only to see that it runs")
     sub.set_defaults(function=demo)
+
+    sub = commands.add_parser("push", help="share a prompt on the Hub", description=push.__doc__,
+                              epilog="example: transferable-vp push runs/mine me/tvp-mytask --license cc-by-4.0")  # fmt: skip
+    sub.add_argument("folder", help="folder of the prompt")
+    sub.add_argument("repo_id", help="where it goes, as me/tvp-mytask; made if it is not there")
+    sub.add_argument("--private", action="store_true", help="make a new repository private")
+    sub.add_argument("--revision", help="branch to push to; made if it is not there (default: main)")
+    sub.add_argument("--create_pr", action="store_true", help="open a pull request, as in somebody else's repository")
+    sub.add_argument("--commit_message", help="message of the commit")
+    sub.add_argument("--license", help="licence to name in the card, by the Hub's name for it, as cc-by-4.0")
+    sub.set_defaults(function=push)
+
+    sub = commands.add_parser("card", help="write the card of a prompt, or add results to one", description=card.__doc__,
+                              epilog="example: transferable-vp card org/tvp-cifar10 --report runs/mine/transfer.json")  # fmt: skip
+    sub.add_argument("prompt", help="folder or Hub id of the prompt")
+    sub.add_argument("--report", nargs="+", default=[], metavar="PATH",
+                     help="transfer reports (transfer.json of `evaluate`) whose results the card is to show")  # fmt: skip
+    sub.add_argument("--license", help="of a folder: licence to name, by the Hub's name for it, as cc-by-4.0")
+    sub.add_argument("--tag", nargs="+", default=[], help="of a folder: more tags")
+    sub.add_argument("--create_pr", action=argparse.BooleanOptionalAction, help="of a Hub id: propose the results as a "
+                     "pull request, or commit them yourself (default: a pull request)")  # fmt: skip
+    sub.set_defaults(function=card)
+
+    sub = commands.add_parser("search", help="find prompts on the Hub", description=search.__doc__,
+                              epilog="example: transferable-vp search --base-model llava-hf/llava-1.5-7b-hf")  # fmt: skip
+    sub.add_argument("--task", help="words of the task that they help with")
+    sub.add_argument("--base-model", "--base_model", help="Hub id of a model that they were learned on")
+    sub.add_argument("--author", help="user or organisation")
+    sub.add_argument("--limit", type=int, default=20, help="most rows (default: %(default)s)")
+    sub.add_argument("--json", metavar="PATH", help="also write the result there")
+    sub.set_defaults(function=search)
 
     sub = commands.add_parser("support", help="which models a prompt can be learned on", description=support.__doc__,
                               epilog="example: transferable-vp support llava-hf/llava-1.5-7b-hf")  # fmt: skip

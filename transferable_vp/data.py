@@ -211,7 +211,9 @@ class ExampleCollator:
         }
 
 
-def load_data(path: str, split: str = "train", name: str | None = None, streaming: bool = False) -> Any:
+def load_data(
+    path: str, split: str = "train", name: str | None = None, streaming: bool = False, revision: str | None = None
+) -> Any:
     r"""
     Loads a split from the Hub, a folder (parquet, images in one folder per class, `save_to_disk`) or a file.
 
@@ -220,12 +222,17 @@ def load_data(path: str, split: str = "train", name: str | None = None, streamin
         split (`str`, *optional*, defaults to `"train"`): Also slices, as `"train[:1%]"`.
         name (`str`, *optional*): Configuration of a Hub dataset.
         streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they are needed.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub dataset.
 
     Raises:
         FileNotFoundError: If `path` looks like a local path and is not there.
-        ValueError: If there are no rows.
+        ValueError: If there are no rows, or `revision` is given for what is not on the Hub.
     """
     local = Path(path)
+    if revision is not None and local.exists():
+        raise ValueError(
+            f"`revision` is {revision!r}, but {path} is a file or folder here, which has none: leave it out."
+        )
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise FileNotFoundError(f"There is no dataset at {path}: no such file or folder.")
     # A file, and a folder of `save_to_disk`, hold one split, whatever it is called.
@@ -246,7 +253,7 @@ def load_data(path: str, split: str = "train", name: str | None = None, streamin
             raise ValueError(f"{path} has no rows.") from error
     else:
         try:
-            dataset = datasets.load_dataset(path, name, split=split, streaming=streaming)
+            dataset = datasets.load_dataset(path, name, split=split, streaming=streaming, revision=revision)
         except ValueError as error:
             if "Unknown split" not in str(error):
                 raise

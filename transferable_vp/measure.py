@@ -45,6 +45,9 @@ def measure(
     loaders += [partial(_load_endpoint, name, args) for name in args.api_model]
     settings = {name: getattr(args, name) for name in ("prompt", "dataset", "split", "model", "api_base", "api_model",
                                                        "dtype", "by", "length", "max_new_tokens")}  # fmt: skip
+    if args.task is not None and args.dataset is None:
+        # What a card names as the dataset.
+        settings["dataset"] = get_task(args.task).dataset
     report: dict[str, Any] = {}
     for load in loaders:
         model = load()

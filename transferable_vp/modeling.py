@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pickle
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
@@ -21,13 +22,21 @@ from .configuration import MAX_CANVAS_SIZE, TransferableVisualPromptConfig, Valu
 from .images import ImageLike, fit_image, quantize, resample, to_images, to_pil
 
 
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+logger = logging.getLogger(__name__)
+
 ProcessorType = TypeVar("ProcessorType")
 
 PROMPT_IMAGE_NAME = "prompt.png"
+PREVIEW_IMAGE_NAME = "preview.png"
 # Of `save_pretrained(push_to_hub=True)`. One forgotten here would be lost: without `private`, the prompt is public.
 PUSH_ARGUMENTS = (
-    "repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"
+    "repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags", "license"
 )  # fmt: skip
+# Of `from_pretrained`: where to look on the Hub.
+FETCH_ARGUMENTS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class _StraightThroughClamp(torch.autograd.Function):
@@ -265,15 +274,18 @@ class TransferableVisualPrompt(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         r"""
-        Saves `config.json`, `model.safetensors` and, for a displayable border, `prompt.png`.
+        Saves `config.json`, `model.safetensors`, a `preview.png` to look at and, for a displayable border, `prompt.png`.
 
         The files are first written to a temporary folder inside it and then moved into place one by one, so that a
-        full disk leaves what was there before. Arguments are those of [`~transformers.PreTrainedModel.save_pretrained`].
+        full disk leaves what was there before. Arguments are those of [`~transformers.PreTrainedModel.save_pretrained`];
+        with `push_to_hub=True` also those of [`~TransferableVisualPrompt.push_to_hub`], the name of the folder being
+        the default of `repo_id`.
 
         Raises:
             OSError: If the disk is full, saying that nothing of what was there has been lost.
         """
         from . import __version__
+        from .pictures import save_prompt_picture
 
         target = Path(save_directory)
         if target.is_file():
@@ -291,6 +303,9 @@ class TransferableVisualPrompt(PreTrainedModel):
             super().save_pretrained(staging, **kwargs)
             if has_image:
                 self.to_image().save(staging / PROMPT_IMAGE_NAME)
+            # On grey, which an overlay can change as much in both directions.
+            grey = Image.new("RGB", (self.config.content_size,) * 2, (128, 128, 128))
+            save_prompt_picture(self.to_image() if has_image else self.apply(grey), staging / PREVIEW_IMAGE_NAME)
             for file in staging.iterdir():
                 os.replace(file, target / file.name)
             if not has_image:
@@ -311,36 +326,104 @@ class TransferableVisualPrompt(PreTrainedModel):
             if is_new and target.exists() and not any(target.iterdir()):
                 target.rmdir()
         if push:
-            self.push_to_hub(push_kwargs.pop("repo_id", target.resolve().name), **push_kwargs)
+            from .hub import share_prompt
+
+            share_prompt(self, push_kwargs.pop("repo_id", target.resolve().name), target, **push_kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: Sequence[str] | None = None,
+        license: str | None = None,
+    ) -> CommitInfo:
+        r"""
+        Pushes the prompt to the Hub in one commit: `config.json`, `model.safetensors`, `prompt.png`, `preview.png` and
+        a card, `README.md`, and nothing else. The card is the one the prompt was loaded with or, for a new prompt, says
+        how to use it; one on the Hub is brought up to date, what people wrote in it stays.
+
+        Args:
+            repo_id (`str`): The repository, such as `"org/tvp-cifar10"`; without a name before it, your own.
+            commit_message (`str`, *optional*): Defaults to `"Upload a transferable visual prompt"`.
+            commit_description (`str`, *optional*): More about the commit.
+            private (`bool`, *optional*):
+                Whether a new repository is private. With `True`, nothing is pushed to one that exists and is public.
+            token (`str` or `bool`, *optional*): A token, or `False` for none. Defaults to the one that is logged in.
+            revision (`str`, *optional*): The branch, which is made if it is not there. Defaults to `main`.
+            create_pr (`bool`, *optional*, defaults to `False`): Opens a pull request, which anyone may who can read.
+            tags (`Sequence[str]`, *optional*): More tags for the card.
+            license (`str`, *optional*): The licence, as the Hub calls it: `"apache-2.0"`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: With `commit_url`, `oid` and `pr_url`.
+
+        Raises:
+            OSError: If pushing fails: in one sentence, with the folder that holds the prompt and the command to push it
+                by hand.
+        """
+        from .hub import share_prompt
+
+        return share_prompt(
+            self, repo_id, commit_message=commit_message, commit_description=commit_description, private=private,
+            token=token, revision=revision, create_pr=create_pr, tags=tags, license=license,
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         r"""
-        Loads a prompt from a folder or from the Hub: all arguments of [`~transformers.PreTrainedModel.from_pretrained`].
+        Loads a prompt from a folder or from the Hub. Only `config.json` and `model.safetensors` are read, and they are
+        checked before anything of the size they claim is allocated; no code of a repository is ever run.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                A folder, or the id of a repository such as `"org/tvp-cifar10"`.
+            revision (`str`, *optional*): A branch, a tag or a commit. Defaults to `main`.
+            subfolder (`str`, *optional*, defaults to `""`): A folder inside of the folder or repository.
+            token (`str` or `bool`, *optional*): A token, or `False` for none. Defaults to the one that is logged in.
+            cache_dir (`str` or `os.PathLike`, *optional*): The cache, if it is not the usual one.
+            local_files_only (`bool`, *optional*, defaults to `False`): Takes what the cache has and asks nobody.
+            force_download (`bool`, *optional*, defaults to `False`): Downloads again what the cache has.
+            **kwargs:
+                As in [`~transformers.PreTrainedModel.from_pretrained`] (`device_map`, `output_loading_info`, …), and
+                values that replace those of the configuration.
 
         Raises:
-            OSError: If there is no prompt there, or its file is damaged, or the Hub cannot be reached.
+            OSError: If there is no prompt there, or a file is damaged, or the Hub cannot be reached; in one sentence.
+            ValueError: If it is no prompt that can be used, or code of the repository is to be run.
         """
-        with_info = kwargs.pop("output_loading_info", False)
-        try:
-            prompt, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
-        except OSError as error:
-            raise OSError(
-                f"There is no prompt that can be read at {pretrained_model_name_or_path}, which must be a folder or a "
-                f"repository on the Hub: {error}"
-            ) from error
-        except SafetensorError as error:
-            raise OSError(
-                f"The weights of {pretrained_model_name_or_path} are damaged or cut short ({error}): copy or download "
-                "the file `model.safetensors` again."
-            ) from error
-        if "delta" in info["missing_keys"]:
-            # transformers would go on with memory that nobody has written to.
-            raise OSError(
-                f"The weights of {pretrained_model_name_or_path} are not those of a prompt: they have no tensor `delta`."
-            )
+        from .hub_fetch import find_prompt
+        from .hub_safety import CONFIG_NAME, keep_arguments, read_config, read_delta
+
+        kwargs = keep_arguments(kwargs)
+        with_info, config = kwargs.pop("output_loading_info", False), kwargs.pop("config", None)
+        place = {name: value for name in FETCH_ARGUMENTS if (value := kwargs.pop(name, None)) is not None}
+        name = os.fspath(pretrained_model_name_or_path)
+        folder, commit = find_prompt(name, **place)
+        given = isinstance(config, cls.config_class)
+        path = folder / CONFIG_NAME if given or config is None else Path(config)
+        if not given or path.is_file():
+            # Also where AutoModel has read it already, which looks neither at its size nor at its keys.
+            stored = read_config(path)
+        if not given:
+            changed = {key: kwargs.pop(key) for key in list(kwargs) if key in stored.to_dict() and key != "dtype"}
+            config = cls.config_class.from_dict(stored.to_dict() | changed)
+        # By its content and not by its name: whatever else lies there (shards, adapters, pickles) is not looked at.
+        kwargs |= {"config": config, "state_dict": {"delta": read_delta(folder, config)}, "output_loading_info": True}
+        prompt, info = super().from_pretrained(None, *args, **kwargs)
+        prompt.config.name_or_path = prompt.name_or_path = name
+        prompt.config._commit_hash = commit
+        loaded = prompt.delta.detach().clone()
+        if not torch.equal(prompt.project_().delta, loaded):
+            logger.warning(
+                "The prompt at %s holds values that its configuration does not allow (%s, within %s pixels of border); "
+                "they are put back into what it does.", name, config.value_range, config.border_size,
+            )  # fmt: skip
         return (prompt, info) if with_info else prompt
 
     @classmethod

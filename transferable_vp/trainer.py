@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import ImageOps
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -25,10 +23,11 @@ from .modeling import TransferableVisualPrompt
 from .objectives import FeatureConsistency, Objective, Step, TaskSemantics, task_loss
 from .optim import PaperSGD
 from .surrogate import Surrogate
+from .trainer_hub import HubTrainer
 from .training_args import TransferableVisualPromptTrainingArguments
 
 
-class TransferableVisualPromptTrainer(Trainer):
+class TransferableVisualPromptTrainer(HubTrainer):
     r"""
     Learns a [`TransferableVisualPrompt`] on one or several frozen models.
 
@@ -45,6 +44,9 @@ class TransferableVisualPromptTrainer(Trainer):
         semantics ([`TaskSemantics`], *optional*): The CLIP behind TSE. Needed unless `args.tse_weight` is 0.
         objectives (`Sequence[Objective]`, *optional*): Further terms of the loss.
         targets (`Sequence[Surrogate]`, *optional*): Models to measure at every evaluation. They choose nothing.
+        card (`Mapping`, *optional*):
+            What every card says beside what the run knows: `license`, `dataset_name` and `tags`, as in
+            [`~TransferableVisualPromptTrainer.create_model_card`].
         kwargs: Further arguments of [`~transformers.Trainer`], such as `callbacks` or `optimizers`.
 
     Raises:
@@ -84,10 +86,12 @@ class TransferableVisualPromptTrainer(Trainer):
         semantics: TaskSemantics | None = None,
         objectives: Sequence[Objective] = (),
         targets: Sequence[Surrogate] = (),
+        card: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.surrogates = [surrogates] if isinstance(surrogates, Surrogate) else list(surrogates)
         self.targets = list(targets)
+        self.card = {name: value for name, value in (card or {}).items() if value is not None}
         if not self.surrogates:
             raise ValueError("No surrogate was given: a prompt is learned on at least one model.")
         if args.tse_weight and semantics is None:
@@ -336,10 +340,3 @@ class TransferableVisualPromptTrainer(Trainer):
         best = TransferableVisualPrompt.from_pretrained(self.state.best_model_checkpoint)
         with torch.no_grad():
             self.accelerator.unwrap_model(self.model).delta.copy_(best.delta)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes `README.md` beside the prompt, unless there is one already."""
-        from .model_card import write_model_card
-
-        if self.is_world_process_zero() and not os.path.exists(os.path.join(self.args.output_dir, "README.md")):
-            write_model_card(self, Path(self.args.output_dir) / "README.md")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 UPDATE_RULES = ("adam", "paper")
@@ -34,6 +35,13 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
             Whether to leave out images that cannot be read instead of stopping. They are counted in the log.
         surrogate_gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether the surrogates' layers are recomputed in the backward pass to save memory.
+        hub_strategy (`str`, *optional*, defaults to `"end"`):
+            When to push, with `push_to_hub=True`, the prompt, its pictures and its card: `"end"` by
+            [`~TransferableVisualPromptTrainer.push_to_hub`] and `save_model` only, `"every_save"` with every checkpoint
+            while training goes on, `"checkpoint"` then also as folder `last-checkpoint` and `"all_checkpoints"` as
+            folders `checkpoint-N`, which `from_pretrained(..., subfolder=...)` reads. transformers' own `"checkpoint"`
+            pushes the pickled state of optimizer and random generators too; here nothing pickled leaves the machine,
+            and training is resumed from a checkpoint in `output_dir`.
     """
 
     update_rule: str = field(
@@ -55,7 +63,14 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Of no use to batches of PIL images."})
     hub_strategy: str = field(
-        default="end", metadata={"help": "When to push. Other than at the end, transformers adds pickled arguments."}
+        default="end",
+        metadata={
+            "help": "When to push config.json, model.safetensors, pictures and card, and nothing else: 'end'; "
+            "'every_save', while training goes on; 'checkpoint', then also as folder last-checkpoint; "
+            "'all_checkpoints', then also as folders checkpoint-N. Unlike transformers' own, none pushes the "
+            "optimizer's state or other pickles: resume from the checkpoints in --output_dir.",
+            "choices": [strategy.value for strategy in HubStrategy],
+        },
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the prompt's forward names none of the dataset's columns."}
