@@ -1,13 +1,16 @@
-"""The paper's update rule, against the loop of its released code."""
+"""The paper's update rule, against the loop of its released code; and learning in blocks."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tiny_training import delta, make_trainer, new_prompt
 from torch import nn
 
 from transferable_vp import TransferableVisualPrompt, TransferableVisualPromptConfig
-from transferable_vp.optim import PaperSGD
+from transferable_vp.optim import PaperSGD, average_over_blocks
 
 
 def border(size: int = 8, width: int = 2) -> torch.Tensor:
@@ -152,3 +155,54 @@ class TestAsAnOptimizer:
     def test_no_parameters(self) -> None:
         with pytest.raises(ValueError, match="empty parameter list"):
             PaperSGD([])
+
+
+class TestBlocks:
+    def test_each_block_has_the_mean_of_its_learned_pixels(self) -> None:
+        gradient = torch.arange(3 * 64, dtype=torch.float32).reshape(3, 8, 8)
+        mask = border(8, 3)
+        found = average_over_blocks(gradient, mask, 2)
+        for top in range(0, 8, 2):
+            for left in range(0, 8, 2):
+                window = (slice(None), slice(top, top + 2), slice(left, left + 2))
+                learned = mask[window].expand(3, -1, -1)
+                for channel in range(3):
+                    values = gradient[window][channel][learned[channel]]
+                    assert (found[window][channel][learned[channel]] == values.mean()).all()
+        # The paper's rule takes the norm over the whole canvas: what is not learned keeps its gradient.
+        assert torch.equal(found[:, 3:5, 3:5], gradient[:, 3:5, 3:5])
+
+    @pytest.mark.parametrize("block_size", [3, 5, 100])
+    def test_blocks_end_where_the_canvas_does(self, block_size: int) -> None:
+        gradient = torch.rand(3, 8, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        found = average_over_blocks(gradient, torch.ones(1, 8, 7, dtype=torch.bool), block_size)
+        torch.testing.assert_close(found.sum(), gradient.sum())
+        corner = gradient[:, 8 - 8 % block_size :, 7 - 7 % block_size :]
+        if corner.numel():
+            torch.testing.assert_close(found[:, -1, -1], corner.mean((1, 2)))
+
+    def test_blocks_of_one_pixel_are_the_gradient(self) -> None:
+        gradient = torch.rand(3, 8, 8)
+        assert torch.equal(average_over_blocks(gradient, border(), 1), gradient)
+
+    @pytest.mark.parametrize("update_rule", ["adam", "paper"])
+    def test_a_trained_prompt_is_constant_in_each_block(self, update_rule: str, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, block_size=4, update_rule=update_rule, max_steps=3)
+        trainer.train()
+        learned = trainer.model.trainable_mask
+        found = delta(trainer)
+        assert found.abs().max() > 0.01
+        torch.testing.assert_close(average_over_blocks(found, learned, 4), found, rtol=0, atol=1e-6)
+        # Blocks differ from each other, and pixels of a prompt without blocks from their neighbours.
+        assert len(found[0][learned[0]].unique()) > 10
+        single = make_trainer(tmp_path, block_size=1, update_rule=update_rule, max_steps=3)
+        single.train()
+        assert (average_over_blocks(delta(single), learned, 4) - delta(single)).abs().max() > 0.01
+
+    def test_border_and_overlay_do_not_share_a_block(self, tmp_path: Path) -> None:
+        prompt = new_prompt(layout="both", epsilon=0.03)
+        trainer = make_trainer(tmp_path, model=prompt, block_size=5, max_steps=3)
+        trainer.train()
+        found = delta(trainer)
+        for mask in (prompt.border_mask, ~prompt.border_mask):
+            torch.testing.assert_close(average_over_blocks(found, mask, 5), found, rtol=0, atol=1e-6)

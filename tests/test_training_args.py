@@ -10,6 +10,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from transferable_vp import TransferableVisualPromptTrainingArguments as Arguments
+from transferable_vp.training_args import RECIPES
 
 
 def make(folder: Path, **more: object) -> Arguments:
@@ -50,9 +51,37 @@ def test_the_learning_rate_goes_with_the_rule(given: dict[str, object], rate: fl
     assert make(tmp_path, **given).learning_rate == rate
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_fills_what_was_not_given(recipe: str, tmp_path: Path) -> None:
+    args = make(tmp_path, recipe=recipe)
+    assert {name: getattr(args, name) for name in RECIPES[recipe]} == RECIPES[recipe]
+    mine = {"fca_weight": 0.0, "block_size": 2, "diversity_noise": 0.3, "learning_rate": 0.7}
+    given = make(tmp_path, recipe=recipe, **mine)
+    assert {name: getattr(given, name) for name in RECIPES[recipe]} == RECIPES[recipe] | mine
+
+
+def test_the_default_recipe(tmp_path: Path) -> None:
+    assert make(tmp_path).recipe == "transfer"
+    assert set(RECIPES["paper"]) == set(RECIPES["transfer"])
+    # As in the released code.
+    paper = make(tmp_path, recipe="paper")
+    assert (paper.update_rule, paper.fca_weight, paper.tse_weight) == ("paper", 0.005, 0.001)
+    assert (paper.block_size, paper.diversity_shift, paper.diversity_noise) == (1, 0, 0.0)
+
+
+def test_a_recipes_rate_belongs_to_its_rule(tmp_path: Path) -> None:
+    # The trainer, which knows the canvas, sets the paper's.
+    assert make(tmp_path, recipe="paper").learning_rate is None
+    assert make(tmp_path, recipe="paper", update_rule="adam").learning_rate == 0.05
+    again = Arguments(**make(tmp_path, recipe="paper").to_dict())
+    assert again.learning_rate is None and again.recipe == "paper"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"recipe": "best"}, "`recipe` is 'best'; it must be 'transfer' or 'paper'"),
+        ({"block_size": 0}, "`block_size` is 0; it must be 1 .every pixel by itself. or more"),
         ({"update_rule": "sgd"}, "`update_rule` is 'sgd'; it must be 'adam' or 'paper'"),
         ({"remove_unused_columns": True}, "`remove_unused_columns=True` would drop the images; leave it false"),
         ({"task_weight": -1.0}, "`task_weight` is -1.0; a weight cannot be negative, 0 turns it off"),

@@ -11,6 +11,7 @@ from .modeling import TransferableVisualPrompt
 
 if TYPE_CHECKING:
     from .data import Example, ExampleCollator, Task, load_data
+    from .diversity import InputDiversity
     from .endpoints import Endpoint
     from .evaluation import Evaluation, evaluate
     from .generation import generate
@@ -34,6 +35,7 @@ _LAZY = {
     "Example": "data",
     "ExampleCollator": "data",
     "FeatureConsistency": "objectives",
+    "InputDiversity": "diversity",
     "Objective": "objectives",
     "PaperSGD": "optim",
     "PaperTask": "tasks",
@@ -62,6 +64,7 @@ __all__ = [
     "Example",
     "ExampleCollator",
     "FeatureConsistency",
+    "InputDiversity",
     "Objective",
     "PaperSGD",
     "PaperTask",

@@ -1,4 +1,4 @@
-"""The paper's own update rule."""
+"""How pixels are updated: the paper's own rule, and learning them in blocks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 
 class PaperSGD(torch.optim.Optimizer):
@@ -46,3 +47,28 @@ class PaperSGD(torch.optim.Optimizer):
                     step = step * self.mask.to(step.device)
                 parameter.sub_(step, alpha=group["lr"])
         return loss
+
+
+def average_over_blocks(gradient: torch.Tensor, mask: torch.Tensor, block_size: int) -> torch.Tensor:
+    r"""
+    The gradient with every learned pixel given the mean over the learned pixels of its block.
+
+    After it, any rule that treats pixels one by one leaves `delta` constant in each block: a prompt of low frequency.
+    Blocks start at the upper left corner of the canvas; the last ones are cut where the canvas ends.
+
+    Args:
+        gradient (`torch.Tensor`): float `(3, height, width)`.
+        mask (`torch.Tensor`): bool `(1, height, width)`, true where pixels are learned. Others keep their gradient.
+        block_size (`int`): Side of a block in pixels of the canvas; 1 changes nothing.
+
+    Returns:
+        `torch.Tensor`: Of the shape of `gradient`.
+    """
+    height, width = gradient.shape[-2:]
+    weights = mask.to(gradient)
+    beyond = (0, -width % block_size, 0, -height % block_size)
+    sums, counts = (F.avg_pool2d(F.pad(x, beyond), block_size) for x in (gradient * weights, weights))
+    # Both are means over all pixels of a block, so that their ratio is the mean over the learned ones.
+    means = sums / counts.clamp_min(1e-12)
+    blocks = means.repeat_interleave(block_size, -2).repeat_interleave(block_size, -1)[:, :height, :width]
+    return torch.where(mask, blocks, gradient)

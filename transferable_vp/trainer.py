@@ -18,10 +18,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration import TransferableVisualPromptConfig
 from .data import ExampleCollator, Task, undecoded
+from .diversity import InputDiversity
 from .evaluation import evaluate
 from .modeling import TransferableVisualPrompt
 from .objectives import FeatureConsistency, Objective, Step, TaskSemantics, task_loss
-from .optim import PaperSGD
+from .optim import PaperSGD, average_over_blocks
 from .surrogate import Surrogate
 from .trainer_hub import HubTrainer
 from .training_args import TransferableVisualPromptTrainingArguments
@@ -105,6 +106,12 @@ class TransferableVisualPromptTrainer(HubTrainer):
         if task is None:
             task = Task.infer(train_dataset if train_dataset is not None else eval_dataset)
         self.task = task
+        self.diversity = InputDiversity(
+            args.diversity_shift, args.diversity_noise, args.diversity_scale, args.diversity_brightness
+        )
+        if args.learning_rate is None:
+            # Recipe "paper": a step's length over n pixels grows with the square root of n.
+            args.learning_rate = 10.0 * model.config.canvas_size / 224
         self.objectives = [
             Objective("task", task_loss, args.task_weight),
             Objective("fca", FeatureConsistency(), args.fca_weight),
@@ -158,10 +165,16 @@ class TransferableVisualPromptTrainer(HubTrainer):
         prompt = self.accelerator.unwrap_model(model)
         unbounded = prompt.config.value_range == "unbounded"
         questions, answers = inputs["questions"], inputs["answers"]
+        # From the generator that checkpoints keep, so that a resumed run draws what an unbroken one would have.
+        seed = int(torch.randint(2**31, ())) if self.diversity and model.training else None
+        if seed is not None:
+            canvas = self.diversity(canvas, seed, unbounded)
         step = Step(canvas, questions, answers, inputs["captions"], [], [], unbounded)
         if with_features:
             with torch.no_grad():
                 clean = prompt(images, prompted=False)
+                if seed is not None:
+                    clean = self.diversity(clean, seed, unbounded)
             step.clean_features = [s.features(clean, questions, unbounded) for s in self.surrogates]
         step.outputs = [s.forward(canvas, questions, answers, unbounded, with_features) for s in self.surrogates]
         values = {objective.name: objective.function(step) for objective in active}
@@ -190,6 +203,14 @@ class TransferableVisualPromptTrainer(HubTrainer):
         if prompt.delta.grad is not None and not torch.isfinite(prompt.delta.grad).all():
             raise self._not_finite("The gradient is not finite, while every loss is,")
 
+    def _prepare_gradient(self, prompt: TransferableVisualPrompt) -> None:
+        self._check_gradient(prompt)
+        if self.args.block_size > 1 and prompt.delta.grad is not None:
+            border, learned = prompt.border_mask, prompt.trainable_mask
+            # Apart, as border and overlay are put back into different ranges afterwards.
+            for mask in (learned & border, learned & ~border):
+                prompt.delta.grad.copy_(average_over_blocks(prompt.delta.grad, mask, self.args.block_size))
+
     def _not_finite(self, what: str) -> FloatingPointError:
         last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been saved yet"
@@ -213,7 +234,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
         # A second `train()` goes on with the first one's optimizer, by then in a wrapper of accelerate's.
         inner = getattr(optimizer, "optimizer", optimizer)
         if inner is not self._hooked:
-            inner.register_step_pre_hook(lambda *_: self._check_gradient(prompt))
+            inner.register_step_pre_hook(lambda *_: self._prepare_gradient(prompt))
             inner.register_step_post_hook(lambda *_: prompt.project_())
             self._hooked = inner
         return optimizer

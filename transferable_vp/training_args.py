@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 
 UPDATE_RULES = ("adam", "paper")
+LEARNING_RATES = {"adam": 0.05, "paper": 10.0}
+# A default that says: not given. `__post_init__` puts the recipe's value there, so the types are those of values.
+FROM_RECIPE: Any = None
+
+# What an argument is that was not given. "transfer" is what `examples/reproduce_claims.py --search` justifies, "paper" the
+# released code's; its rate of 10 belongs to a canvas of 224 pixels, so the trainer, which knows the canvas, sets it.
+RECIPES: dict[str, dict[str, Any]] = {
+    "transfer": {
+        "update_rule": "adam", "learning_rate": 0.05, "fca_weight": 0.005, "tse_weight": 0.001, "block_size": 1,
+        "diversity_shift": 0, "diversity_noise": 0.0, "diversity_scale": 0.0, "diversity_brightness": 0.0,
+    },
+    "paper": {
+        "update_rule": "paper", "learning_rate": None, "fca_weight": 0.005, "tse_weight": 0.001, "block_size": 1,
+        "diversity_shift": 0, "diversity_noise": 0.0, "diversity_scale": 0.0, "diversity_brightness": 0.0,
+    },
+}  # fmt: skip
 
 
 @dataclass
@@ -22,15 +39,29 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
     least loss) on the *source's* validation data.
 
     Args:
+        recipe (`str`, *optional*, defaults to `"transfer"`):
+            What arguments are that are not given. `"transfer"` has the values named as defaults below, chosen for models
+            that are not learned on. `"paper"` is the paper's: its update rule at a learning rate of 10 * canvas_size /
+            224, FCA 0.005, TSE 0.001, no blocks, no diversity. An argument that is given is never changed.
         update_rule (`str`, *optional*, defaults to `"adam"`):
             `"adam"` takes the optimizer that `optim` names (AdamW without weight decay, which is Adam). `"paper"` is the
             released code's rule: gradient over its norm on the whole canvas, masked, times the learning rate, which is
             constant within an epoch and follows a cosine over epochs.
         learning_rate (`float`, *optional*):
-            Defaults to 0.05 (in units of the pixel range) for Adam and to 10 for the paper's rule at 224 pixels.
+            Defaults to 0.05 (in units of the pixel range) for Adam and to 10 for the paper's rule; with `recipe="paper"`
+            to 10 * canvas_size / 224, which the trainer sets.
         task_weight (`float`, *optional*, defaults to 1.0): Weight of the answers' cross-entropy.
         fca_weight (`float`, *optional*, defaults to 0.005): Weight of Feature Consistency Alignment (paper: 0.005).
         tse_weight (`float`, *optional*, defaults to 0.001): Weight of Task Semantics Enrichment (paper: 0.001).
+        block_size (`int`, *optional*, defaults to 1):
+            Side, in pixels of the canvas, of the blocks in which pixels are learned: the gradient is averaged over each
+            before the update, see [`~optim.average_over_blocks`].
+        diversity_shift (`int`, *optional*, defaults to 0): In pixels of the canvas, see [`InputDiversity`].
+        diversity_noise (`float`, *optional*, defaults to 0.0): As a standard deviation in units of the pixel range.
+        diversity_scale (`float`, *optional*, defaults to 0.0): As a share of the canvas, below 1.
+        diversity_brightness (`float`, *optional*, defaults to 0.0):
+            As a share of every pixel, at most 1. All four change the canvas before every model of a training step sees
+            it, all models the same way, the clean canvas of FCA as well. Evaluation is without.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Whether to leave out images that cannot be read instead of stopping. They are counted in the log.
         surrogate_gradient_checkpointing (`bool`, *optional*, defaults to `False`):
@@ -44,15 +75,43 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
             and training is resumed from a checkpoint in `output_dir`.
     """
 
+    recipe: str = field(
+        default="transfer",
+        metadata={
+            "help": "What arguments are that are not given: for transfer, or the paper's.",
+            "choices": list(RECIPES),
+        },
+    )
     update_rule: str = field(
-        default="adam", metadata={"help": "How pixels are updated.", "choices": list(UPDATE_RULES)}
+        default=FROM_RECIPE,
+        metadata={"help": "How pixels are updated (default: adam).", "choices": list(UPDATE_RULES)},
     )
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate; by default 0.05 for Adam, 10 for the paper's rule."}
+        default=None, metadata={"help": "Learning rate (default: 0.05 for Adam, 10 for the paper's rule)."}
     )
     task_weight: float = field(default=1.0, metadata={"help": "Weight of the answers' cross-entropy."})
-    fca_weight: float = field(default=0.005, metadata={"help": "Weight of Feature Consistency Alignment."})
-    tse_weight: float = field(default=0.001, metadata={"help": "Weight of Task Semantics Enrichment (needs a CLIP)."})
+    fca_weight: float = field(
+        default=FROM_RECIPE, metadata={"help": "Weight of Feature Consistency Alignment (default: 0.005)."}
+    )
+    tse_weight: float = field(
+        default=FROM_RECIPE,
+        metadata={"help": "Weight of Task Semantics Enrichment, which needs a CLIP (default: 0.001)."},
+    )
+    block_size: int = field(
+        default=FROM_RECIPE, metadata={"help": "Side of the blocks of pixels that are learned together (default: 1)."}
+    )
+    diversity_shift: int = field(
+        default=FROM_RECIPE, metadata={"help": "Largest random shift of the canvas in training, pixels (default: 0)."}
+    )
+    diversity_noise: float = field(
+        default=FROM_RECIPE, metadata={"help": "Largest std of random noise in training, in 0..1 (default: 0)."}
+    )
+    diversity_scale: float = field(
+        default=FROM_RECIPE, metadata={"help": "Largest share of shrinking and enlarging in training (default: 0)."}
+    )
+    diversity_brightness: float = field(
+        default=FROM_RECIPE, metadata={"help": "Largest share of darker and lighter in training (default: 0)."}
+    )
     skip_bad_images: bool = field(
         default=False, metadata={"help": "Leave out images that cannot be read; count them."}
     )
@@ -77,6 +136,12 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"`recipe` is {self.recipe!r}; it must be {' or '.join(map(repr, RECIPES))}.")
+        recipe = RECIPES[self.recipe]
+        for name, value in recipe.items():
+            if name != "learning_rate" and getattr(self, name) is None:
+                setattr(self, name, value)
         if self.update_rule not in UPDATE_RULES:
             raise ValueError(f"`update_rule` is {self.update_rule!r}; it must be 'adam' or 'paper'.")
         if self.remove_unused_columns:
@@ -84,8 +149,12 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
         for name in ("task_weight", "fca_weight", "tse_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; a weight cannot be negative, 0 turns it off.")
+        if self.block_size < 1:
+            raise ValueError(f"`block_size` is {self.block_size}; it must be 1 (every pixel by itself) or more.")
         if self.learning_rate is None:
-            self.learning_rate = 0.05 if self.update_rule == "adam" else 10.0
+            # A recipe's rate belongs to its rule.
+            same_rule = self.update_rule == recipe["update_rule"]
+            self.learning_rate = recipe["learning_rate"] if same_rule else LEARNING_RATES[self.update_rule]
         if self.load_best_model_at_end and self.metric_for_best_model is None:  # type: ignore[has-type]
             self.metric_for_best_model, self.greater_is_better = "accuracy", True
         if self.accelerator_config is None:  # type: ignore[has-type]

@@ -1,0 +1,205 @@
+"""The page of the claims; its figures come from `claims.json` (and `claims_search.json`) and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .data import TASKS
+from .plan import CONDITIONS, CONTROL, FAMILIES, TASKS_OF_THE_MEAN
+
+
+NOTHING = "-"
+
+
+def points(value: float | None, ends: Sequence[float] | None = None) -> str:
+    """`"+5.1"`, or with an interval `"+5.1 [+1.0, +9.2]"`."""
+    if value is None:
+        return NOTHING
+    return f"{value:+.1f}" + (f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "")
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 as `"12 %"`."""
+    return NOTHING if share is None else f"{100 * share:.0f} %"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(
+        [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(r)} |" for r in rows)]
+    )
+
+
+def find(lines: Sequence[Mapping[str, Any]], **what: Any) -> Mapping[str, Any]:
+    """The one line with these values; empty where there is none."""
+    wanted = {"sources": 1, "role": "held-out", "control": False} | what
+    wanted.setdefault("on", wanted["task"])
+    return next((line for line in lines if all(line[key] == value for key, value in wanted.items())), {})
+
+
+def cells(line: Mapping[str, Any], bootstrap: bool = True) -> list[str]:
+    """What a table shows of a line."""
+    found = [points(line.get("gain"), line.get("ci95"))]
+    if bootstrap:
+        ends = line.get("bootstrap95")
+        found.append(NOTHING if not ends else f"[{ends[0]:+.1f}, {ends[1]:+.1f}]")
+    counts = [f"{line['worst']:+.1f}", percent(line["harmed"]), percent(line["below_zero"]), f"{line['pairs']}"]
+    return found + (counts if line else [NOTHING] * 4)
+
+
+def conditions_table(lines: Sequence[Mapping[str, Any]], task: str, control: bool = False) -> str:
+    """A row per condition of one task: what it does for models that learned it, and for those that did not."""
+    rows = []
+    for name, condition in CONDITIONS.items():
+        if condition.kind != "prompt":
+            one = find(lines, condition=name, task=task, role="", sources=0, control=control)
+            if name != "zero" and one:
+                rows.append([condition.label, NOTHING, *cells(one)])
+            source = find(lines, condition=name, task=task, role="source", control=control)
+            if source:
+                rows.append([condition.label, points(source["gain"], source["ci95"]), "cannot", *[NOTHING] * 5])
+            continue
+        for size in (1, 2, 3):
+            sizes: dict[str, Any] = {"condition": name, "task": task, "sources": size, "control": control}
+            held_out, source = find(lines, **sizes), find(lines, **sizes, role="source")
+            if held_out:
+                label = condition.label + (f", {size} sources" if size > 1 else "")
+                rows.append([label, points(source.get("gain"), source.get("ci95")), *cells(held_out)])
+    header = ["", "source", "held-out [95 % over zoos]", "bootstrap", "worst pair", "harmed", "below zero", "pairs"]
+    return table(header, rows) if rows else "*Not measured.*"
+
+
+def elsewhere_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Prompts measured on other pictures than those of the task they were learned on."""
+    rows = []
+    for one in lines:
+        if one["on"] != one["task"] and one["role"] == "held-out" and not one["control"]:
+            source = find(lines, **{key: one[key] for key in ("condition", "task", "on", "sources")}, role="source")
+            label = CONDITIONS[one["condition"]].label
+            rows.append([one["task"], one["on"], label, points(source.get("gain"), source.get("ci95")), *cells(one)])
+    header = ["learned on", "measured on", "", "source", "held-out [95 % over zoos]", "bootstrap", "worst pair", "harmed",
+              "below zero", "pairs"]  # fmt: skip
+    return table(header, sorted(rows)) if rows else "*Not measured.*"
+
+
+def pairs_table(pairs: Sequence[Mapping[str, Any]], condition: str, task: str) -> str:
+    """Mean gain of every target (column) from every source (row), over zoos and seeds."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in pairs:
+        ours = (row["condition"], row["task"], row["on"]) == (condition, task, task) and len(row["sources"]) == 1
+        if ours and not row["zoo"].startswith(CONTROL):
+            found.setdefault((row["sources"][0], row["target"]), []).append(row["gain"])
+    members = [name for name in FAMILIES if any(name in pair for pair in found)]
+    rows = []
+    for source in members:
+        gains = [(target, found.get((source, target))) for target in members]
+        texts = [points(None if some is None else float(np.mean(some))) for _, some in gains]
+        rows.append([f"`{source}`", *(f"*{text}*" if target == source else text for text, (target, _) in
+                                      zip(texts, gains, strict=True))])  # fmt: skip
+    return table(["learned on", *(f"`{name}`" for name in members)], rows) if rows else "*Not measured.*"
+
+
+def zoos_table(lines: Sequence[Mapping[str, Any]], task: str) -> str:
+    """Held-out gains zoo by zoo."""
+    found = [(name, find(lines, condition=name, task=task)) for name in CONDITIONS]
+    found = [(name, one) for name, one in found if one]
+    zoos = sorted({zoo for _, one in found for zoo in one["by_zoo"]})
+    rows = [[CONDITIONS[name].label, *(points(one["by_zoo"].get(zoo)) for zoo in zoos)] for name, one in found]
+    return table(["", *(f"zoo {zoo}" for zoo in zoos)], rows) if rows else "*Not measured.*"
+
+
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
+    """The paper's claims with verdicts."""
+    rows = []
+    for one in claims:
+        numbers = [f"{name}: {number['gain']:.0f} %" if number.get("share")
+                   else f"{name}: {points(number['gain'], number['ci95'])}"
+                   for name, number in one["numbers"].items() if number]  # fmt: skip
+        rows.append([one["claim"], f"**{one['verdict']}**", "<br>".join(numbers) or NOTHING])
+    return table(["claim", "here", "measured, points [95 % over zoos]"], rows)
+
+
+def search_table(search: Mapping[str, Any]) -> str:
+    """What the search judged, the best first."""
+    rows = []
+    for one in sorted(search["candidates"], key=lambda candidate: -candidate["heldout"]):
+        name = f"**{one['name']}** (chosen)" if one["name"] == search["chosen"] else one["name"]
+        rows.append([name, points(one["heldout"]), points(one["worst"]), points(one["source"])])
+    return table(["candidate", "held-out", "worst pair", "source"], rows)
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The summary in sentences that end where numbers are missing."""
+    lines = []
+    for short, label in (("paper", "TVP, the paper's recipe"), ("paper_lr10", "the same at learning rate 10"),
+                         ("vp", "VP, the paper's rule"), ("transfer", "the transfer recipe")):  # fmt: skip
+        gain = summary[f"heldout_gain_{short}"]
+        if gain is not None:
+            key = f"heldout_gain_{short}"
+            lines.append([
+                label, points(summary[f"source_gain_{short}"]), points(gain, summary[f"{key}_ci95"]),
+                points(summary[f"{key}_without_shared_tower"]), points(summary[f"{key}_untouched"]),
+                percent(summary[f"harmed_fraction_{short}"]), percent(summary[f"below_zero_fraction_{short}"]),
+                points(summary[f"nocue_{key}"]),
+            ])  # fmt: skip
+    header = ["", "source", "held-out [95 % over zoos]", "without pairs of one tower", "not seen by the search", "harmed",
+              "below zero", "zoo without the cue"]  # fmt: skip
+    return table(header, lines) if lines else "*Not measured.*"
+
+
+def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
+    """`docs/results_claims.md`."""
+    summary, lines, settings = result["summary"], result["lines"], result["settings"]
+    zoos, seeds = (", ".join(map(str, summary[key])) or NOTHING for key in ("zoos", "seeds"))
+    parts = [
+        "# The paper's claims, measured\n",
+        f"Written by `{result['command']}` from `docs/results/claims.json`. Zoos {zoos}; seeds of training {seeds}; "
+        f"{settings['steps']} steps of {settings['batch_size']} pictures out of {settings['n_train']}; n = "
+        f"{settings['n_test']} test pictures, read once for every prompt and model and used for no choice. Gains are in "
+        "points over the zero border on the same pictures.\n",
+        "*Held-out*: models that a prompt was not learned on, a mean over ordered pairs, seeds and then zoos. The interval "
+        "over zoos is Student's on the means of the zoos. *Bootstrap* draws zoos, sources, seeds and test pictures; with "
+        "so few zoos it is too narrow. *Harmed*: pairs below the zero border by more than their 95 % interval over test "
+        "pictures; *below zero*: all pairs with a mean below it, by however little.\n",
+        "**What is built in.** The zoo's world has a cue that a border can use: a neutral mat around a picture shows the "
+        "colour of the light. Colour tasks are asked under a light that no picture was taken under in training. "
+        f"The zoo `{CONTROL}` learned from a world without that cue. In `ink` the handwriting is real (scikit-learn's scans; "
+        "no writer is known, so one may be in training and in test), while ink, ground and light are drawn. In `digits` the "
+        "pictures are real and no light is changed. Pairs of `blip2` and `instructblip` share a frozen vision tower.\n",
+        "## In short\n", f"Mean over {' and '.join(f'`{task}`' for task in summary['tasks'])}:\n", headline(summary) + "\n",
+        f"`{summary['real_task']}` with the transfer recipe: held-out "
+        f"{points(summary['real_task_heldout_gain'], summary['real_task_ci95'])}; by family "
+        + (", ".join(f"`{name}` {points(gain)}" for name, gain in summary["real_task_by_family"].items()) or NOTHING) + ".\n",
+        "## The claims\n",
+        "*Holds*: every number has its interval on the claim's side of 0. *Does not hold at this scale*: every number is at "
+        "0 or on the other side. *Holds in part*: anything between.\n", claims_table(result["claims"]) + "\n",
+        "![Held-out gains](images/claims_conditions.png)\n", "![Pairs](images/claims_pairs.png)\n",
+    ]  # fmt: skip
+    for task, about in TASKS.items():
+        if any(one["task"] == task and one["on"] == task for one in lines):
+            parts += [
+                f"## {about.title[0].upper()}{about.title[1:]} (`{task}`)\n",
+                conditions_table(lines, task) + "\n",
+            ]
+        if task in TASKS_OF_THE_MEAN:
+            for condition in ("transfer", "paper"):
+                parts += [f"{CONDITIONS[condition].label}, pair by pair (*source itself*):\n",
+                          pairs_table(result["pairs"], condition, task) + "\n"]  # fmt: skip
+            parts += ["Held-out gains zoo by zoo:\n", zoos_table(lines, task) + "\n"]
+            if any(one["control"] and one["task"] == task for one in lines):
+                parts += ["The zoo without the cue:\n", conditions_table(lines, task, control=True) + "\n"]
+    parts += ["## On other pictures than those learned from\n", elsewhere_table(lines) + "\n"]
+    if search is not None:
+        parts += [
+            "## The search\n",
+            f"`{search['command']}`: {', '.join(f'`{name}`' for name in search['development'])} of zoo {search['zoo']} only, "
+            f"on validation pictures of {' and '.join(search['tasks'])}; seeds {', '.join(map(str, search['seeds']))}. "
+            "Held-out is what chose: the mean gain of the two members that were not learned on.\n",
+            search_table(search) + "\n",
+        ]  # fmt: skip
+    parts += [f"Machine: {result['machine']}. Versions: "
+              + ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + ".\n"]  # fmt: skip
+    return "\n".join(parts)

@@ -1,0 +1,155 @@
+"""The paper's claims on the zoo: trains, measures, and writes the page of results. Offline, on a CPU.
+
+    python examples/reproduce_claims.py --zoo zoo /work/zoo_seeds/1 /work/zoo_seeds/2 --plan core --processes 2
+    python examples/reproduce_claims.py --zoo zoo --search --processes 2      # what the transfer recipe is to be
+
+Zoos are folders with a checkpoint per member, made by `python zoo/train.py --zoo_seed N`; the name of a folder is that of
+its zoo, that of the shipped one is 0, and names that begin with "nocue" are the control. Every training is a cell, kept in
+a file under --output_dir; a second run reads what is there. Writes docs/results/claims.json, docs/results_claims.md and
+two charts (with --search, docs/results/claims_search.json). Only validation pictures choose; test pictures are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from claims.charts import save_conditions, save_pairs
+from claims.data import TASKS
+from claims.experiment import Runner, Settings, Zoo, describe, run_cells, write_whole
+from claims.plan import CORE, TASKS_OF_THE_MEAN, Cell, make_plan
+from claims.search import ZOO as SEARCHED_ZOO
+from claims.search import Search, format_search, save_search
+from claims.summary import all_lines, claims, read_rows, summarize
+from claims.tables import page
+
+from transferable_vp.bundled import bundled
+from transferable_vp.demo import versions
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", nargs="+", type=Path, help="folders of zoos (default: the shipped one)")
+    parser.add_argument("--plan", choices=("core", "full"), default="core", help="what to run")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS_OF_THE_MEAN))
+    parser.add_argument("--seeds", nargs="+", type=int, help="of the trainings (default: 0 1 2; with --search 0 1)")
+    parser.add_argument("--processes", type=int, default=1, help="cells at a time, one thread each")
+    parser.add_argument("--minutes", type=float, help="begin no further cell after this time")
+    parser.add_argument("--search", action="store_true", help="search the transfer recipe instead")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be run, and run nothing")
+    parser.add_argument("--report_only", action="store_true", help="run nothing, write the page from what is kept")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/claims"), help="where cells are kept")
+    parser.add_argument("--docs_dir", type=Path, default=Path("docs"), help="where results go")
+    for name, value in asdict(Settings()).items():
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"of every cell (default: {value})")
+    parser.add_argument("--disable_tqdm", action="store_true", help="show no progress bar")
+    args = parser.parse_args(argv)
+    args.seeds = args.seeds or ([0, 1] if args.search else [0, 1, 2])
+    return args
+
+
+def zoo_folders(given: list[Path] | None) -> dict[str, Path]:
+    """Zoos by name.
+
+    Raises:
+        ValueError: If two have one name.
+    """
+    shipped = bundled("zoo").resolve()
+    folders = [folder.resolve() for folder in given or [shipped]]
+    named = {SEARCHED_ZOO if folder == shipped else folder.name: folder for folder in folders}
+    if len(named) < len(folders):
+        raise ValueError(f"Two of the zoos {', '.join(map(str, folders))} have one name; rename a folder (zoo/ is 0).")
+    return named
+
+
+def is_shown(row: dict[str, Any]) -> bool:
+    """Whether a page shows this pair by itself: the core's. All others are in the means, and in the cells."""
+    return row["condition"] in CORE and row["on"] == row["task"] and len(row["sources"]) <= 1
+
+
+def short(row: dict[str, Any]) -> dict[str, Any]:
+    """A pair with its numbers at the precision that test pictures have, and without those of every picture."""
+    rounded = {"zero": round(row["zero"], 2), "gain": round(row["gain"], 2)}
+    rounded |= {key: [round(value, 2) for value in row[key]] for key in ("gains", "ci95")}
+    return {key: rounded.get(key, value) for key, value in row.items() if key != "differences"}
+
+
+def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, search: dict[str, Any] | None) -> Path:
+    """Writes `results/claims.json`, the page and the charts."""
+    rows = read_rows(cells, runner)
+    if not rows:
+        raise ValueError(f"No cell of this plan is kept under {runner.output}: run it first.")
+    result = {
+        "summary": summarize(rows), "claims": claims(rows), "lines": all_lines(rows), "settings": asdict(runner.settings),
+        "command": command, "versions": versions(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, one thread a process, torch {torch.__version__}",
+        "pairs": list(map(short, filter(is_shown, rows))),
+    }  # fmt: skip
+    parts = {key: value for key, value in result.items() if key != "pairs"}
+    # A line per pair: thousands of them, and a change of one is a change of one line.
+    pairs = ",\n".join(json.dumps(row) for row in result["pairs"])
+    text = json.dumps(parts, indent=1, allow_nan=False).removesuffix("\n}") + f',\n "pairs": [\n{pairs}\n]}}\n'
+    write_whole(docs / "results" / "claims.json", text)
+    save_conditions(result, docs / "images" / "claims_conditions.png")
+    save_pairs(result, docs / "images" / "claims_pairs.png")
+    write_whole(docs / "results_claims.md", page(result, search))
+    return docs / "results_claims.md"
+
+
+def run_search(args: argparse.Namespace, runner: Runner, command: str) -> None:
+    """Searches, prints the table, writes `results/claims_search.json`."""
+    if SEARCHED_ZOO not in runner.folders:
+        raise ValueError(f"The search needs zoo 0, but the zoos are {', '.join(runner.folders)}: add --zoo zoo.")
+    search = Search(runner, args.tasks, args.seeds, args.processes, not args.disable_tqdm)
+    result = search.run() | {"command": command, "settings": asdict(runner.settings)}
+    save_search(result, args.docs_dir / "results" / "claims_search.json")
+    print(format_search(result))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; errors a user can mend are printed as one sentence."""
+    args = parse(argv)
+    command = shlex.join(["python", "examples/reproduce_claims.py", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        settings = Settings(**{name: getattr(args, name) for name in asdict(Settings())})
+        runner = Runner(zoo_folders(args.zoo), args.output_dir, settings)
+        if args.search:
+            run_search(args, runner, command)
+            return 0
+        members = {name: Zoo(folder).members for name, folder in runner.folders.items()}
+        cells = make_plan(args.plan, members, args.tasks, args.seeds)
+        if args.dry_run:
+            kept = sum(not runner.missing(cell, runner.read(cell)) for cell in sorted(cells, key=lambda c: c.zoo))
+            print("\n".join(map(describe, cells)))
+            print(f"{len(cells)} cells, {sum(cell.learned for cell in cells)} of them trainings; {kept} are kept.")
+            return 0
+        failed = None
+        if not args.report_only:
+            try:
+                run_cells(cells, runner, args.processes, args.minutes, not args.disable_tqdm)
+            except RuntimeError as error:
+                failed = error  # what could be measured is worth a report
+        found = args.docs_dir / "results" / "claims_search.json"
+        search = json.loads(found.read_text()) if found.is_file() else None
+        print(f"Written: {write_report(cells, runner, args.docs_dir, command, search)}")
+        if failed is not None:
+            raise failed
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("TRANSFERABLE_VP_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
