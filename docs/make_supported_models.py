@@ -45,13 +45,26 @@ def page(found: dict) -> str:
         "| type | " + " | ".join(checks) + " | |",
         "|---" * (len(checks) + 2) + "|",
     ]
+    lines += rows(models, checks)
+    if found.get("paper_models"):
+        lines += ["", "## The paper's models", "", "They come with this package (`transferable_vp.models`), beside `blip-2` "
+                  "and `instructblip` above; `transferable-vp convert` makes them of what their authors published.", "",
+                  "| model | " + " | ".join(checks) + " | |", "|---" * (len(checks) + 2) + "|",
+                  *rows(found["paper_models"], checks)]  # fmt: skip
+    lines += ["", "## Not supported", "", "| type | why |", "|---|---|"]
+    lines += [f"| `{m['model_type']}` | {m['reason']} |" for m in [*models, *found.get("paper_models", [])]
+              if m["status"] != "supported"]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def rows(models: list[dict], checks: list[str]) -> list[str]:
+    """Lines of the table, of the supported among `models`."""
+    lines = []
     for model in models:
         if model["status"] == "supported":
             marks = " | ".join(MARKS[model["checks"].get(check, "not applicable")] for check in checks)
             lines.append(f"| `{model['model_type']}` | {marks} | {model['reason']} |")
-    lines += ["", "## Not supported", "", "| type | why |", "|---|---|"]
-    lines += [f"| `{m['model_type']}` | {m['reason']} |" for m in models if m["status"] != "supported"]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

@@ -5,18 +5,15 @@ On the zoo, offline (one CPU, two minutes):
     accelerate launch examples/train.py --model zoo/llava --clip_model zoo/clip --dataset path/to/images \
         --canvas_size 64 --border_size 8 --output_dir runs/mine --max_steps 80 --per_device_train_batch_size 32
 
-As in the paper (one 24 GB GPU):
+As in the paper, its models, inputs and updates (one GPU, see docs/paper.md):
 
-    accelerate launch examples/train.py --model Salesforce/instructblip-vicuna-7b --dtype bfloat16 \
-        --dataset uoft-cs/cifar10 --eval_split "test[:500]" --output_dir runs/cifar10 --update_rule paper \
-        --per_device_train_batch_size 16 --num_train_epochs 1 --push_to_hub
+    accelerate launch examples/train.py examples/paper/cifar10.yaml
 
 All flags can stand in a YAML file, given first: `examples/train.py recipe.yaml --seed 1`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 
@@ -25,14 +22,14 @@ from transformers import HfArgumentParser
 
 from transferable_vp import (
     Surrogate,
-    Task,
     TaskSemantics,
     TransferableVisualPrompt,
     TransferableVisualPromptConfig,
     TransferableVisualPromptTrainer,
     TransferableVisualPromptTrainingArguments,
-    load_data,
+    get_task,
 )
+from transferable_vp.paper import PAPER_RECIPE, flags, load_rows, paper_surrogate
 
 
 @dataclass
@@ -40,12 +37,14 @@ class ScriptArguments:
     """What to learn on, and from what. Everything else is a training argument."""
 
     model: list[str] = field(metadata={"help": "Model(s) to learn on: folders or Hub ids."})
-    dataset: str = field(metadata={"help": "Hub id, folder or file (parquet, csv, json, or one folder per class)."})
+    dataset: str | None = field(default=None, metadata={"help": "Hub id, folder or file; of a --task, a local copy."})
+    task: str | None = field(default=None, metadata={"help": "A task of the paper, as cifar10 (docs/tasks.md)."})
     target_model: list[str] = field(default_factory=list, metadata={"help": "Models to measure, never to learn on."})
     clip_model: str = field(default="openai/clip-vit-base-patch32", metadata={"help": "CLIP for TSE."})
     dtype: str = field(default="auto", metadata={"help": "Precision of the models: auto, float32, bfloat16, float16."})
     device_map: str | None = field(default=None, metadata={"help": "'auto' spreads a model over GPUs (one process)."})
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Split to learn from, as train[:1%%]."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to validate on."})
     eval_share: float = field(
@@ -66,6 +65,7 @@ class ScriptArguments:
     layout: str = field(default="border", metadata={"help": "border, overlay or both."})
     fit: str = field(default="crop", metadata={"help": "crop, contain or stretch."})
     value_range: str = field(default="displayable", metadata={"help": "displayable or unbounded (the paper's)."})
+    license: str | None = field(default=None, metadata={"help": "Licence named in the card, as the Hub calls it."})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,26 +73,23 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].endswith((".yaml", ".yml")):
         with open(argv[0], encoding="utf-8") as file:
-            recipe = yaml.safe_load(file) or {}
-        words = []
-        for key, value in recipe.items():
-            values = value if isinstance(value, list) else [] if value is None else [value]
-            if values:  # null and an empty list are as good as no line
-                words += [f"--{key}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-        argv = words + argv[1:]
+            argv = flags(yaml.safe_load(file) or {}) + argv[1:]
     parser = HfArgumentParser((ScriptArguments, TransferableVisualPromptTrainingArguments), description=__doc__)
     script, args = parser.parse_args_into_dataclasses(argv)
+    if args.recipe == "paper":  # its settings first, so that everything given overrides them
+        script, args = parser.parse_args_into_dataclasses(flags(PAPER_RECIPE) + argv)
 
     # 2. Data: any dataset, no code.
-    train = load_data(script.dataset, script.train_split, script.dataset_name, script.streaming)
+    columns = ("image_column", "answer_column", "question_column", "question", "candidates", "caption", "flip")
+    given = {"dataset_name": script.dataset_name, "revision": script.dataset_revision}
+    given |= {name: getattr(script, name) for name in columns}
+    train, task = load_rows(script.task, script.dataset, script.train_split, streaming=script.streaming, **given)
     evaluation = None
     if script.eval_split is not None:
-        evaluation = load_data(script.dataset, script.eval_split, script.dataset_name)
+        evaluation, _ = load_rows(script.task, script.dataset, script.eval_split, **given)
     elif script.eval_share:
         parts = train.train_test_split(test_size=script.eval_share, seed=args.data_seed or args.seed)
         train, evaluation = parts["train"], parts["test"]
-    columns = ("image_column", "answer_column", "question_column", "question", "candidates", "caption", "flip")
-    task = Task.infer(train, **{name: getattr(script, name) for name in columns})
 
     # 3. The prompt: kilobytes of pixels, and all that is trained.
     if script.prompt is not None:
@@ -107,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def load(path: str) -> Surrogate:
         surrogate = Surrogate.from_pretrained(path, dtype=script.dtype, **placement)
+        surrogate = paper_surrogate(surrogate) if args.recipe == "paper" else surrogate
         return surrogate if placement else surrogate.to(args.device)
 
     surrogates, targets = [load(path) for path in script.model], [load(path) for path in script.target_model]
@@ -115,6 +113,9 @@ def main(argv: list[str] | None = None) -> None:
     semantics = TaskSemantics.from_pretrained(script.clip_model).to(args.device) if args.tse_weight else None
 
     # 6. Learn.
+    origin = script.dataset or get_task(script.task or "").dataset
+    data = {"id": origin, "config": script.dataset_name, "split": script.train_split}
+    data["revision"] = script.dataset_revision
     trainer = TransferableVisualPromptTrainer(
         model=prompt,
         args=args,
@@ -124,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         task=task,
         semantics=semantics,
         targets=targets,
+        card={"license": script.license, "dataset_name": [data]},
     )
     last = (args.resume_from_checkpoint or "").lower() == "true"  # or else a folder
     trainer.train(resume_from_checkpoint=last or args.resume_from_checkpoint)
@@ -133,12 +135,13 @@ def main(argv: list[str] | None = None) -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    trainer.save_model()
     trainer.save_state()
+    finish = trainer.push_to_hub if args.push_to_hub else trainer.save_model  # pushing saves first
+    finish()
     if trainer.is_world_process_zero():
-        print(f"The prompt is in {args.output_dir}.")
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset)
+        pushed = f"Shared as {trainer.hub_model_id}." if args.push_to_hub else ""
+        share = f"To share it: transferable-vp push {args.output_dir} ME/NAME"
+        print(f"The prompt is in {args.output_dir}, with its card, README.md. {pushed or share}")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,13 @@ import tiny
 import tiny_clip
 import torch
 import yaml
+from hub_server import Fault, HubServer, hub_environment
+from huggingface_hub import metadata_load
 from tiny_training import NAMES, dataset, rows
 
 from transferable_vp import TransferableVisualPrompt
+from transferable_vp.cli import main as cli
+from transferable_vp.hub import SHARED_FILES
 
 
 ROOT = Path(__file__).parent.parent
@@ -195,14 +199,69 @@ def test_starts_from_a_prompt(script: ModuleType, files: Path, tmp_path: Path) -
     assert torch.equal(learned(tmp_path / "run"), start.delta)
 
 
+class TestSharing:
+    ID = "org/tvp-script"
+
+    def test_the_card_names_data_by_no_path_and_the_end_says_how_to_share(
+        self, script: ModuleType, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        script.main(flags(settings(files, tmp_path / "run", license="mit")))
+        said = capsys.readouterr().out
+        assert f"The prompt is in {tmp_path / 'run'}, with its card, README.md." in said
+        assert f"To share it: transferable-vp push {tmp_path / 'run'} " in said
+        card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+        assert metadata_load(tmp_path / "run" / "README.md")["license"] == "mit"
+        assert "| `labels.parquet` | – | `train` | – |" in card and str(files) not in card
+
+    def test_pushed_once_at_the_end(
+        self, hub: HubServer, script: ModuleType, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        script.main(
+            flags(settings(files, tmp_path / "run", push_to_hub="true", hub_model_id=self.ID, eval_share=0.25))
+        )
+        repo = hub.repos["model", self.ID]
+        assert [commit.title for commit in repo.history()] == ["End of training", "initial commit"]
+        assert set(repo.files()) == {".gitattributes", *SHARED_FILES}
+        assert torch.equal(TransferableVisualPrompt.from_pretrained(self.ID).delta, learned(tmp_path / "run"))
+        assert f"Shared as {self.ID}." in capsys.readouterr().out
+        assert {"trainer_state.json", "eval_results.json"} <= set(os.listdir(tmp_path / "run"))
+
+    def test_a_push_that_fails_is_one_sentence_after_everything_is_saved(
+        self, hub: HubServer, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        hub.faults.append(Fault("/commit/", status=403, times=9))
+        more = {"push_to_hub": "true", "hub_model_id": self.ID, "eval_share": 0.25}
+        assert cli(["train", *flags(settings(files, tmp_path / "run", **more))]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"error: Could not push to {self.ID}: ") and f"hf upload {self.ID} " in said
+        assert {*SHARED_FILES, "trainer_state.json", "eval_results.json"} <= set(os.listdir(tmp_path / "run"))
+        assert learned(tmp_path / "run").any()
+
+    def test_a_token_that_is_none_ends_it_before_training(
+        self, hub: HubServer, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        more = {"push_to_hub": "true", "hub_model_id": self.ID, "hub_token": "hf_wrong"}
+        assert cli(["train", *flags(settings(files, tmp_path / "run", **more))]) == 1
+        captured = capsys.readouterr()
+        said = captured.err.splitlines()[-1]
+        assert said.startswith(f"error: Could not prepare to push to {self.ID}: ") and "hf_wrong" not in said
+        assert "loss" not in captured.out and not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def launch(processes: int, folder: Path, *runs: dict[str, Any]) -> None:
-    """Starts the script as many times as there are `runs`, in the same processes, as starting takes longest."""
+def launch(processes: int, folder: Path, *runs: dict[str, Any], **variables: str) -> str:
+    """Starts the script as many times as there are `runs`, in the same processes, as starting takes longest.
+
+    Returns what they printed."""
     driver = folder / "driver.py"
     driver.write_text(
         "import runpy, sys\n"
@@ -221,9 +280,10 @@ def launch(processes: int, folder: Path, *runs: dict[str, Any]) -> None:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {
         "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"),
-    }  # fmt: skip
+    } | variables  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
 
 
 def distributed(files: Path, out: Path, size: int) -> dict[str, Any]:
@@ -260,6 +320,22 @@ def test_two_processes_learn_what_one_learns(script: ModuleType, files: Path, tm
     launch(2, tmp_path, *runs)
     assert_same_run(tmp_path / "table" / "one", tmp_path / "table" / "two")
     assert_same_run(tmp_path / "stream" / "one", tmp_path / "stream" / "two")
+
+
+@pytest.mark.multiprocess
+def test_of_two_processes_one_pushes(hub: HubServer, files: Path, tmp_path: Path) -> None:
+    values = settings(
+        files, tmp_path / "run", save_strategy="steps", save_steps=1, push_to_hub="true", hub_model_id="org/tvp-two",
+        hub_strategy="all_checkpoints", hub_always_push="true",
+    )  # fmt: skip
+    said = launch(2, tmp_path, values, **hub_environment(hub, tmp_path / "hf_home"))
+    repo = hub.repos["model", "org/tvp-two"]
+    pushed = [commit.title for commit in repo.history()][-2::-1]
+    steps = [f"Training in progress, step {step}{what}" for step in (1, 2) for what in (", checkpoint", "")]
+    assert pushed == steps
+    assert torch.equal(TransferableVisualPrompt.from_pretrained("org/tvp-two").delta, learned(tmp_path / "run"))
+    assert said.count("Shared as org/tvp-two.") == 1
+    assert sum(request.route == "/api/repos/create" for request in hub.requests) == 1
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import models  # makes the paper's models known to the Auto classes
 from .configuration import TransferableVisualPromptConfig
 from .modeling import TransferableVisualPrompt
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import __version__
+from .models.convert_cli import add_convert_parser
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -355,6 +356,8 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", default="auto", help="precision of the model (default: %(default)s)")
     sub.add_argument("--json", metavar="PATH", help="also write the result there")
     sub.set_defaults(function=support)
+
+    add_convert_parser(commands)
 
     sub = commands.add_parser("env", help="print versions, for bug reports", description=env.__doc__)
     sub.add_argument("--json", action="store_true", help="as JSON")

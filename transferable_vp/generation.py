@@ -120,7 +120,7 @@ def _until_end(ids: list[int], config: GenerationConfig) -> list[int]:
 
 def _doubt(surrogate: Surrogate, inputs: dict[str, Any], written: list[list[int]], row: int) -> str | None:
     """Whether any token of the row is not the most likely one of a full pass, and which."""
-    longer, start, labels = surrogate.append_ids(inputs, [ids or [0] for ids in written])
+    longer, start, labels = surrogate.append_ids(inputs, [ids or [surrogate.end_token_id or 0] for ids in written])
     logits = surrogate.answer_logits(longer, start, labels.shape[1])[row].float()
     logits = logits[labels[row] != -100]
     tolerance = TOLERANCE.get(surrogate.model.dtype, COARSE_TOLERANCE)
@@ -136,7 +136,7 @@ def _by_full_passes(surrogate: Surrogate, inputs: dict[str, Any], max_new_tokens
     written: list[list[int]] = [[] for _ in inputs[f"{side}input_ids"]]
     ends = _settings(surrogate, max_new_tokens, ())["generation_config"].eos_token_id
     for _ in range(max_new_tokens):
-        longer, start, labels = surrogate.append_ids(inputs, [[*ids, 0] for ids in written])
+        longer, start, labels = surrogate.append_ids(inputs, [[*ids, surrogate.end_token_id or 0] for ids in written])
         logits = surrogate.answer_logits(longer, start, labels.shape[1])
         for ids, row, label in zip(written, logits, labels, strict=True):
             if not ids or ids[-1] not in ends:

@@ -86,6 +86,7 @@ FAMILIES = {
         begins_with_bos=True,
     ),
     "blip-2": _BLIP_2,
+    "bliva": _BLIP_2,
     "cosmos3_edge": Family(
         "its model needs the token types that its processor leaves out unless asked",
         processor_kwargs={"return_mm_token_type_ids": True},

@@ -293,8 +293,11 @@ def naive_text_inputs(case: Case, arguments: dict[str, Any], answer: str, ids: l
     elif model_type == "fuyu":
         # What its processor ends every question with; the answer goes on from there.
         given = {"text": [text + "<0x04>" + answer]}
+    elif model_type == "visualglm":
+        # An answer stands behind the tokens that close a question.
+        given = {"text_pair": [answer]}
     batch = case.processor(**(arguments | given))
-    if model_type in ("paligemma", "fuyu", "git", "blip"):
+    if model_type in ("paligemma", "fuyu", "git", "blip", "visualglm"):
         # These close a text with a token of their own.
         for key in ("input_ids", "attention_mask", "token_type_ids"):
             if key in batch:
@@ -319,7 +322,8 @@ def check_generation(case: Case) -> None:
         written: list[int] = []
         while len(written) < 4 and case.surrogate.end_token_id not in written:
             inputs = case.surrogate.encode([image], [question])
-            inputs, start, labels = case.surrogate.append_ids(inputs, [[*written, 0]])
+            # Whatever comes next: any token but a placeholder, which 0 is for some.
+            inputs, start, labels = case.surrogate.append_ids(inputs, [[*written, case.surrogate.end_token_id]])
             written.append(int(case.surrogate.answer_logits(inputs, start, labels.shape[1])[0, -1].argmax()))
         assert answer == case.surrogate.tokenizer.decode(written, skip_special_tokens=True).strip()
     assert (case.surrogate in _BY_FULL_PASSES) == (case.model.config.model_type in BY_FULL_PASSES["generation"])

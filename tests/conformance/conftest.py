@@ -47,7 +47,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if roster.IS_OLD:
         raise pytest.UsageError(f"transformers {transformers.__version__} is older than the one of the table.")
     found = session.config.stash[OUTCOMES]
-    models = []
+    models, paper_models = [], []
     for model_type in sorted({*roster.FAMILIES, *roster.REFUSED, *roster.NOT_BUILT} - roster.VARIANTS):
         own = [model_type, *(v for v in roster.VARIANTS if v.startswith(f"{model_type} ("))]
         checks: dict[str, str] = {}
@@ -59,9 +59,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
                 )
         # In the order of the suite, not in that in which processes were done.
         checks = {check: checks[check] for check in (*CHECKS, "refused") if check in checks}
-        models.append({"model_type": model_type, **_verdict(model_type, checks), "checks": checks})
+        rows = paper_models if model_type in roster.PAPER else models
+        rows.append({"model_type": model_type, **_verdict(model_type, checks), "checks": checks})
     document = {"command": "make support", "transformers": transformers.__version__, "torch": torch.__version__,
-                "models": models}  # fmt: skip
+                "models": models, "paper_models": paper_models}  # fmt: skip
     Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,7 @@
-"""The families of the conformance suite: every type of `AutoModelForImageTextToText`, or the reason why not."""
+"""
+The families of the conformance suite: every type of `AutoModelForImageTextToText`, or the reason why not, and the paper's
+models of `transferable_vp.models`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import lfm_models
 import llava_models
 import newest_models
 import ocr_models
+import paper_models
 import qwen_models
 import tiling_models
 import tiny
@@ -86,15 +90,18 @@ BUILDERS = {
     **cross_models.FAMILIES,
     **newest_models.FAMILIES,
     **ocr_models.FAMILIES,
+    **paper_models.FAMILIES,
 }
 FAMILIES = [name for name in BUILDERS if name not in REFUSED]
 # Other models of a type, as "blip-2 (t5)" beside "blip-2": the type is supported if all of them pass.
 VARIANTS = {name for name in BUILDERS if name.endswith(")")}
+# The paper's models that are no types of transformers: a table of their own.
+PAPER = set(paper_models.FAMILIES)
 # What the default test run asks; the others are slow.
 REPRESENTATIVE = [
     "llava", "llava_next", "qwen2_vl", "qwen3_5", "idefics3", "smolvlm", "internvl", "llama4", "gemma3", "paligemma",
     "mllama", "git", "blip-2", "instructblip", "blip-2 (t5)", "florence2", "pix2struct", "lfm2_vl", "video_llava",
-    "chameleon",
+    "chameleon", "bliva", "minigpt4",
 ]  # fmt: skip
 # What a user of the type should know.
 NOTES = {
@@ -108,9 +115,11 @@ NOTES = {
     "idefics": "candidates cost a full pass each",
     "kosmos-2": "finite differences need float64 as torch's default, as it makes float constants",
     "llama4": "its processor rounds pixels to bfloat16; finite differences are taken without the rounding",
+    "minigpt4": "`Blip2ForConditionalGeneration` with a LLaMA",
     "mistral_large4": "indexer scores that tie can differ between a row alone and in a batch; not with 16 heads or more",
     "pix2struct": "with `is_vqa=False`: with it, the question is drawn into the image by PIL, which passes no gradient",
     "pp_formulanet": "candidates cost a full pass each; it reads no question; its processor crops light margins, so a pale border may be cut off",
+    "vpgtrans": "`Blip2ForConditionalGeneration` with a LLaMA, as MiniGPT-4",
     "vision-encoder-decoder": "Donut reads the question in its decoder; TrOCR reads none",
     "video_llava": "its own pixel values, with the gradient of CLIP's image processor, which takes the same steps",
 }
