@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from .card_sections import is_hub_id, public_name
 from .configuration import TransferableVisualPromptConfig
+from .training_args import RECIPES
 
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ def _changed(args: Any) -> dict[str, Any]:
             continue
         if argument.default_factory is not dataclasses.MISSING:
             default = argument.default_factory()
+        # What the recipe sets has no default of its own.
+        default = RECIPES["transfer"].get(name, default)
         value, default = (v.value if isinstance(v, Enum) else v for v in (getattr(args, name), default))
         if value != default and (default is not None or value is not False) and _is_harmless(value):
             changed[name] = value if isinstance(value, bool | int | float | str) else json.dumps(value)

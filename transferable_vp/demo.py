@@ -21,6 +21,7 @@ from .configuration import TransferableVisualPromptConfig
 from .data import Task
 from .evaluation import evaluate
 from .html_report import write_html
+from .model_card import CardFacts, facts_of_trainer, write_card
 from .modeling import TransferableVisualPrompt
 from .objectives import TaskSemantics
 from .pictures import save_examples_picture, save_prompt_picture, save_transfer_chart
@@ -103,14 +104,15 @@ def learn(
     seed: int,
     steps: int,
     progress: bool,
-) -> TransferableVisualPrompt:
-    """Learns one prompt; without `semantics` on the task loss alone (VP), with it on all three losses (TVP)."""
+) -> tuple[TransferableVisualPrompt, CardFacts]:
+    """Learns one prompt; without `semantics` on the task loss alone (VP), with it on all three losses (TVP). Also gives
+    what its card is to say."""
     recipe = dict(RECIPE) if semantics is not None else RECIPE | {"fca_weight": 0.0, "tse_weight": 0.0}
     prompt = TransferableVisualPrompt(TransferableVisualPromptConfig(canvas_size=64, border_size=8))
     method = "VP" if semantics is None else "TVP"
     with TemporaryDirectory() as folder:
         args = TransferableVisualPromptTrainingArguments(
-            folder, max_steps=steps, seed=seed, save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            folder, max_steps=steps, seed=seed, save_strategy="no", logging_steps=10, disable_tqdm=True,
             use_cpu=True, **recipe,
         )  # fmt: skip
         trainer = TransferableVisualPromptTrainer(
@@ -119,7 +121,7 @@ def learn(
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return prompt
+        return prompt, facts_of_trainer(trainer)
 
 
 def run_demo(
@@ -160,9 +162,12 @@ def run_demo(
     for panel in make_panels(world, n_train, n_test, quick):
         print(f"\n{panel.title}", flush=True)
         found: dict[str, list[TransferableVisualPrompt]] = {"VP": [], "TVP": []}
+        facts: list[CardFacts] = []
         for seed in seeds:
             for method, semantics in (("VP", None), ("TVP", clip)):
-                found[method].append(learn(panel, models[source], semantics, seed, steps, progress))
+                prompt, known = learn(panel, models[source], semantics, seed, steps, progress)
+                found[method].append(prompt)
+                facts += [known] if method == "TVP" else []
         settings = {**RECIPE, "steps": steps, "n_train": n_train, "canvas_size": 64, "border_size": 8}
         report = transfer_report(
             list(models.values()), panel.test, panel.task, found["TVP"], source=[source], title=panel.title,
@@ -170,6 +175,7 @@ def run_demo(
         )  # fmt: skip
         folder = output / ("prompt" if panel.file == "transfer" else "prompt_digits")
         found["TVP"][0].save_pretrained(folder)
+        write_card(facts[0], folder, reports=[report])
         write_json(report, output / "report" / f"{panel.file}.json")
         held_out = models[MEMBERS[1] if source == MEMBERS[0] else MEMBERS[0]]
         draw(panel, report, found["TVP"][0], held_out, output / "report", pictures)
