@@ -128,6 +128,13 @@ class TestPushing:
         tiny.noise_prompt(seed=1, **SMALL).push_to_hub(ID)
         assert files_of(hub)["README.md"].decode().rstrip().endswith("A word of mine.")
 
+    def test_the_ends_of_lines_on_the_hub_stay(self, hub: HubServer, shared: TransferableVisualPrompt) -> None:
+        card = files_of(hub)["README.md"].replace(b"\n", b"\r\n")
+        hub.repos["model", ID].add({"README.md": card})
+        tiny.noise_prompt(seed=1, **SMALL).push_to_hub(ID)
+        after = files_of(hub)["README.md"]
+        assert after != card and after.count(b"\n") == after.count(b"\r\n") > 50
+
     def test_private_is_not_pushed_to_a_public_one(
         self, hub: HubServer, shared: TransferableVisualPrompt, tmp_path: Path
     ) -> None:
@@ -196,10 +203,38 @@ class TestPushing:
             push_prompt(tmp_path, ID, path_in_repo="../up" if spoil == "path" else "")
         assert asked(hub) == []
 
+    @pytest.mark.parametrize("repo_id", ["", "../up", "a/b/c", "org/ä", "https://huggingface.co/org/a"])
+    def test_what_is_no_id_is_said_before_anything_is_made(
+        self, hub: HubServer, prompt: TransferableVisualPrompt, tmp_path: Path, temporary: Path, repo_id: str
+    ) -> None:
+        prompt.save_pretrained(tmp_path / "prompt")
+        for push in (lambda: prompt.push_to_hub(repo_id), lambda: push_prompt(tmp_path / "prompt", repo_id)):
+            with pytest.raises(ValueError, match=r"^'.*' is no id of a repository: give one such as"):
+                push()
+        assert asked(hub) == [] and list(temporary.iterdir()) == []
+
+    def test_a_card_that_is_no_text(
+        self, hub: HubServer, prompt: TransferableVisualPrompt, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        prompt.save_pretrained(tmp_path)
+        (tmp_path / "README.md").write_bytes("# Für Dich".encode("latin-1"))
+        with pytest.raises(OSError, match=rf"^{tmp_path}/README\.md is not text in UTF-8, as which it must be saved$"):
+            push_prompt(tmp_path, ID)
+        assert asked(hub) == []
+        load(tmp_path).push_to_hub(ID)
+        assert "its README.md is not text in UTF-8" in caplog.text and "pushed without it" in caplog.text
+        theirs = {"README.md": (tmp_path / "README.md").read_bytes()}
+        hub.repos["model", ID].add(theirs)
+        with pytest.raises(OSError, match=rf"Could not push to {ID}: its README\.md is not text in UTF-8, as "):
+            prompt.push_to_hub(ID)
+        with pytest.raises(OSError, match=rf"Could not read the card of {ID}: its README\.md is not text in UTF-8"):
+            share_report(REPORT, ID)
+        assert files_of(hub)["README.md"] == theirs["README.md"]
+
 
 def by_hand(message: str) -> list[str]:
     """The command of a message."""
-    return shlex.split(message.split("To push it by hand: ", 1)[1])
+    return shlex.split(message.split("To push it by hand: ", 1)[1].splitlines()[0])
 
 
 class TestFaultsOfPushing:
@@ -421,6 +456,12 @@ model-index:
     def test_filters(self, filled: HubServer, wanted: dict[str, Any], found: list[str]) -> None:
         filled.page_size = 1
         assert [row["id"] for row in search_prompts(**wanted)] == found
+
+    @pytest.mark.parametrize("limit", [0, -1])
+    def test_none_are_not_asked_for(self, hub: HubServer, limit: int) -> None:
+        with pytest.raises(ValueError, match=rf"^`limit` is {limit}; it must be 1 or more\.$"):
+            search_prompts(limit=limit)
+        assert asked(hub) == []
 
     def test_the_hub_is_gone(self, hub: HubServer, waits: list[float]) -> None:
         hub.stop()

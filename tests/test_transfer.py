@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,6 +176,15 @@ class TestTransferReport:
         (target,) = report["targets"]
         assert [target[name] for name in ("full_image", "zero_border", "tvp")] == [0, 0, 0]
         assert target["by"] == "rank"
+
+    def test_a_row_names_the_file_it_was_measured_with(
+        self, targets: list[Surrogate], rows: list[dict[str, Any]], tmp_path: Path
+    ) -> None:
+        prompt = grey_prompt()
+        report = transfer_report(targets[:1], rows, TASK, [prompt], source=[], title="", progress=False)
+        prompt.save_pretrained(tmp_path)
+        file = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+        assert report["targets"][0]["weights"] == file[:8]
 
     def test_an_auroc(
         self, targets: list[Surrogate], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,

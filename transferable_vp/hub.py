@@ -17,10 +17,12 @@ import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import (
     GatedRepoError,
+    HFValidationError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from .hub_errors import CLIENT_ERRORS, explain
 from .hub_safety import CONFIG_NAME, LIBRARY, WEIGHTS_NAME, check_size, plain, relative_folder
@@ -64,9 +66,11 @@ def share_prompt(
 
     Raises:
         OSError: If pushing fails, naming the folder and how to push by hand.
+        ValueError: As in [`push_prompt`].
     """
     from .model_card import write_card
 
+    _check_id(repo_id)
     staging = Path(tempfile.mkdtemp(prefix="transferable-vp-")) if folder is None else Path(folder)
     try:
         if folder is None:
@@ -85,14 +89,25 @@ def share_prompt(
     return info
 
 
+def _check_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} is no id of a repository: give one such as 'org/tvp-cifar10', or 'tvp-cifar10' for your own, "
+            "of letters, digits, '-', '_' and '.'."
+        ) from error
+
+
 def _write_card_it_came_with(prompt: TransferableVisualPrompt, folder: Path, token: bool | str | None) -> bool:
     """Whether all is written that is known: without it, a new card would take the place of the old one."""
     name, commit = prompt.config._name_or_path, getattr(prompt.config, "_commit_hash", None)
     try:
         if commit is not None:
-            (folder / README_NAME).write_text(_read_card(name, README_NAME, commit, token), encoding="utf-8")
+            (folder / README_NAME).write_bytes(_read_card(name, README_NAME, commit, token).encode())
         elif name and (Path(name) / README_NAME).is_file():
-            shutil.copyfile(Path(name) / README_NAME, folder / README_NAME)
+            text = _text((Path(name) / README_NAME).read_bytes(), f"its {README_NAME}")
+            (folder / README_NAME).write_bytes(text.encode())
     except CLIENT_ERRORS as error:
         if not isinstance(error, RemoteEntryNotFoundError):
             logger.warning("%s The prompt is pushed without it.", explain(error, name, "read the card of"))
@@ -104,7 +119,15 @@ def _read_card(repo_id: str, filename: str, commit: str, token: bool | str | Non
     place: dict[str, Any] = {"repo_id": repo_id, "filename": filename, "revision": commit, "token": token}
     size = huggingface_hub.hf_hub_download(dry_run=True, **place).file_size
     check_size(size, MAX_README_BYTES, filename, repo_id)
-    return Path(huggingface_hub.hf_hub_download(**place)).read_text(encoding="utf-8")
+    return _text(Path(huggingface_hub.hf_hub_download(**place)).read_bytes(), f"its {filename}")
+
+
+def _text(data: bytes, what: str) -> str:
+    # Not `Path.read_text`, which loses the ends of lines.
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise OSError(f"{what} is not text in UTF-8, as which it must be saved") from error
 
 
 def push_prompt(
@@ -143,12 +166,15 @@ def push_prompt(
         `huggingface_hub.CommitInfo`, or a `Future` of it: with `commit_url`, `oid` and `pr_url`.
 
     Raises:
-        OSError: If the folder holds no whole prompt, or pushing fails: in one sentence, with the command to push by
-            hand. The folder stays as it is.
-        ValueError: If the configuration is not of a prompt, or `path_in_repo` leads out of the repository.
+        OSError: If the folder holds no whole prompt, or a card that is not UTF-8; if pushing fails, in one sentence, with
+            the command to push by hand. The folder stays as it is.
+        ValueError: If `repo_id` is none, the configuration is not of a prompt, the card holds the token, or
+            `path_in_repo` leads out of the repository.
     """
+    _check_id(repo_id)
     prefix = relative_folder(path_in_repo, "path_in_repo")
     files = _shared_files(Path(folder))
+    _text(files.get(README_NAME, b""), str(Path(folder) / README_NAME))
     secret = token if isinstance(token, str) else huggingface_hub.get_token()
     if secret and len(secret) > 7 and any(secret.encode() in data for data in files.values()):
         raise ValueError(f"{Path(folder) / README_NAME} holds your token, which anyone could read there: take it out.")
@@ -158,7 +184,10 @@ def push_prompt(
     command += ["--revision", revision] if revision else []
     command += ["--private"] if private else []
     command += ["--create-pr"] if create_pr else []
-    by_hand = f"Nothing is lost: the prompt is in {folder}. To push it by hand: {shlex.join(command)}"
+    by_hand = (
+        f"Nothing is lost: the prompt is in {folder}. By hand, a README.md on the Hub is replaced, so leave it out if "
+        f"that one was edited. To push it by hand: {shlex.join(command)}"
+    )
     message = commit_message or "Upload a transferable visual prompt"
 
     def push() -> CommitInfo:
@@ -323,7 +352,10 @@ def search_prompts(
 
     Raises:
         OSError: If the Hub cannot be asked; in one sentence.
+        ValueError: If `limit` is less than 1.
     """
+    if limit < 1:
+        raise ValueError(f"`limit` is {limit}; it must be 1 or more.")
     filters = [TAG, *([f"base_model:{base_model}"] if base_model else [])]
     try:
         found = HfApi(token=token, library_name=TAG).list_models(

@@ -366,6 +366,7 @@ class TransferableVisualPrompt(PreTrainedModel):
         Raises:
             OSError: If pushing fails: in one sentence, with the folder that holds the prompt and the command to push it
                 by hand.
+            ValueError: If `repo_id` is none, or the card holds the token.
         """
         from .hub import share_prompt
 

@@ -12,14 +12,15 @@ A transfer report is a plain `dict`, the one `write_json` writes and `read_json`
         {
             "model": "zoo/llava", "family": "llava", "is_source": True, "n": 600,
             "full_image": 0.41, "zero_border": 0.37, "random_border": 0.30, "vp": 0.60, "tvp": 0.62,
-            "delta": 0.25, "delta_ci95": [0.21, 0.29],
+            "delta": 0.25, "delta_ci95": [0.21, 0.29], "by": "rank", "weights": "37c6ad01",
         }
     ],
 }
 ```
 
 Accuracies are between 0 and 1, `delta` is `tvp - zero_border`. `full_image`, `random_border` and `vp` may be `None` or
-missing when nobody measured them.
+missing when nobody measured them. `by` is how answers were found, `weights` the first eight digits of the SHA-256 of the
+prompt's `model.safetensors`.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from .cache import AnswerCache
@@ -106,8 +108,15 @@ def transfer_report(
                 bar.update()
             if shard[1] == 1:
                 row = _row(target, found, task, metric, target.name in source)
-                report["targets"].append({**row, "by": by})
+                report["targets"].append({**row, "by": by, "weights": weights_digest(prompts[0])})
     return report if shard[1] == 1 else {}
+
+
+def weights_digest(prompt: TransferableVisualPrompt) -> str:
+    """The first eight digits of the SHA-256 of the prompt's `model.safetensors`, by which a card knows whether a row was
+    measured with the prompt that it is shared with."""
+    data = save({"delta": prompt.delta.detach().cpu().contiguous()}, metadata={"format": "pt"})
+    return hashlib.sha256(data).hexdigest()[:8]
 
 
 def _row(
