@@ -1,6 +1,6 @@
 # `make help` lists the targets. Everything runs in .venv, which the first target that needs it makes.
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow test-lmms support demo style quality compat zoo clean
+.PHONY: help install test test-slow test-lmms support demo docs style quality compat zoo clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -55,6 +55,10 @@ support: $(READY) ## ask every model type of transformers what works, and write 
 
 demo: $(READY) ## learn a prompt on one tiny model and show what it does for the others
 	$(VENV)/bin/transferable-vp demo
+
+docs: $(READY) ## run the notebooks, against a Hub on loopback, into build/notebooks
+	mkdir -p build/notebooks
+	OMP_NUM_THREADS=1 $(VENV)/bin/jupyter execute docs/notebooks/*.ipynb --output ../../build/notebooks/{notebook_name}
 
 style: $(READY) ## format the code and fix what can be fixed
 	$(VENV)/bin/ruff check --fix .

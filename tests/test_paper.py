@@ -38,6 +38,7 @@ from transferable_vp.paper import (
     paper_form,
     paper_surrogate,
 )
+from transferable_vp.training_args import RECIPES
 
 
 CONTENT = CANVAS - 2 * BORDER
@@ -127,7 +128,9 @@ class TestTraining:
         trainer = TransferableVisualPromptTrainer(
             model=new_prompt(value_range=PAPER_RECIPE["value_range"]),
             args=paper_arguments(
-                str(tmp_path), num_train_epochs=5, per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True,
+                # Left out, it would be less on this canvas, which is smaller than the paper's.
+                str(tmp_path), learning_rate=10.0,
+                num_train_epochs=5, per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True,
                 train_sampling_strategy="sequential", save_strategy="no", logging_steps=1,
             ),
             surrogates=paper_surrogate(Surrogate(model, processor)), train_dataset=data,
@@ -318,9 +321,22 @@ class TestForms:
 class TestRecipe:
     def test_the_readme_line(self, tmp_path: Path) -> None:
         args = paper_arguments(str(tmp_path))
-        assert (args.update_rule, args.learning_rate, args.fca_weight, args.tse_weight) == ("paper", 10, 0.005, 0.001)
+        assert (args.recipe, args.update_rule) == ("paper", "paper")
+        assert (args.task_weight, args.fca_weight, args.tse_weight) == (1, 0.005, 0.001)
         assert (args.num_train_epochs, args.per_device_train_batch_size, args.seed) == (1, 16, 42)
+        # No CLIP is needed to see the rate.
+        args = paper_arguments(str(tmp_path), tse_weight=0.0, use_cpu=True)
+        TransferableVisualPromptTrainer(
+            model=new_prompt(canvas_size=PAPER_RECIPE["canvas_size"]), args=args, surrogates=surrogate("minigpt4"),
+            train_dataset=rows(1), task=Task(answer_column="label", candidates=NAMES),
+        )  # fmt: skip
+        assert args.learning_rate == 10
         assert paper_arguments(str(tmp_path), learning_rate=200.0, seed=0).learning_rate == 200
+        # Another rule has a rate of its own.
+        assert paper_arguments(str(tmp_path), update_rule="adam").learning_rate == 0.05
+
+    def test_nothing_is_said_twice(self) -> None:
+        assert not PAPER_RECIPE.keys() & RECIPES["paper"].keys()
 
     def test_settings_as_flags(self) -> None:
         words = flags({"model": ["a", "b c"], "none": None, "empty": [], "lr": 10.0, "flip": True, "more": {"x": 1}})

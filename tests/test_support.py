@@ -80,6 +80,15 @@ class TestTable:
             if row["model_type"] in known:
                 assert row == {**known[row["model_type"]], "model_class": MAPPING[row["model_type"]]}
 
+    def test_the_papers_models_are_rows_of_their_own(self, document: dict[str, Any]) -> None:
+        found = supported_models()
+        assert found["paper_models"] == document["paper_models"]
+        rows = {row["model_type"]: row for row in found["models"] + found["paper_models"]}
+        # All six.
+        paper = [rows[name] for name in ("minigpt4", "instructblip", "blip-2", "vpgtrans", "bliva", "visualglm")]
+        assert {row["status"] for row in paper} == {"supported"}
+        assert {outcome for row in paper for outcome in row["checks"].values()} == {"passed"}
+
     def test_a_type_that_the_suite_has_not_seen(
         self, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -232,8 +241,8 @@ class TestProbe:
 class TestCommand:
     def test_the_table(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["support"]) == 0
-        *rows, empty, total = capsys.readouterr().out.splitlines()
-        models = supported_models()["models"]
+        types, paper, total = capsys.readouterr().out.rstrip().split("\n\n")
+        models, rows = supported_models()["models"], types.splitlines()
         assert [line.split()[:2] for line in rows] == [[row["model_type"], row["status"]] for row in models]
         # Statuses and reasons stand below each other.
         width = max(len(row["model_type"]) for row in models) + 2
@@ -241,7 +250,12 @@ class TestCommand:
         reasons = [(line[width + 13 :], row["reason"]) for line, row in zip(rows, models, strict=True)]
         assert [shown for shown, _ in reasons] == [reason for _, reason in reasons]
         assert any(reason for _, reason in reasons)
-        assert empty == ""
+        title, *rows = paper.splitlines()
+        assert title == "Made by `transferable-vp convert`:"
+        assert [line.split(maxsplit=2) for line in rows] == [
+            [row[key] for key in ("model_type", "status", "reason") if row[key]]
+            for row in supported_models()["paper_models"]
+        ]
         counts = Counter(row["status"] for row in models)
         assert total.startswith(f"{counts['supported']} of {len(models)} types are supported, "
                                 f"{counts['unsupported']} are not, {counts['untested']} are untested")  # fmt: skip

@@ -133,9 +133,12 @@ def support(args: argparse.Namespace) -> int:
     if args.model is None:
         found = supported_models()
         counts = Counter(row["status"] for row in found["models"])
-        width = max(len(row["model_type"]) for row in found["models"])
-        for row in found["models"]:
-            print(f"{row['model_type']:<{width}}  {row['status']:<11}  {row['reason']}".rstrip())
+        width = max(len(row["model_type"]) for row in [*found["models"], *found["paper_models"]])
+        for key in ("models", "paper_models"):
+            if key == "paper_models":
+                print("\nMade by `transferable-vp convert`:")
+            for row in found[key]:
+                print(f"{row['model_type']:<{width}}  {row['status']:<11}  {row['reason']}".rstrip())
         print(f"\n{counts['supported']} of {len(found['models'])} types are supported, {counts['unsupported']} are not, "
               f"{counts['untested']} are untested (conformance suite, transformers {found['transformers']})")  # fmt: skip
         failed = False

@@ -23,18 +23,15 @@ from .training_args import TransferableVisualPromptTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# Flags of examples/train.py, from the README line of the released code and its defaults (transfer_cls.py).
+# Flags of examples/train.py, from the README line of the released code and its defaults (transfer_cls.py). Update rule,
+# rate and weights are those of `training_args.RECIPES["paper"]`.
 PAPER_RECIPE: dict[str, Any] = {
+    "recipe": "paper",
     "canvas_size": 224,
     "border_size": 30,
     "layout": "border",
     "fit": "crop",
     "value_range": "unbounded",
-    "update_rule": "paper",
-    "learning_rate": 10.0,
-    "task_weight": 1.0,
-    "fca_weight": 0.005,
-    "tse_weight": 0.001,
     "clip_model": "openai/clip-vit-base-patch32",
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 16,
@@ -277,8 +274,8 @@ class PaperSurrogate(Surrogate):
 
 
 def paper_arguments(output_dir: str, **overrides: Any) -> TransferableVisualPromptTrainingArguments:
-    """The training arguments of `PAPER_RECIPE`; `overrides` are any others of
-    [`TransferableVisualPromptTrainingArguments`]."""
+    """The training arguments of `PAPER_RECIPE`; `overrides` are any of [`TransferableVisualPromptTrainingArguments`]. The
+    learning rate, where none is given, is set by the trainer: 10 on the paper's canvas of 224 pixels."""
     known = {field.name for field in fields(TransferableVisualPromptTrainingArguments)}
     recipe = {name: value for name, value in PAPER_RECIPE.items() if name in known}
     return TransferableVisualPromptTrainingArguments(output_dir, **(recipe | overrides))

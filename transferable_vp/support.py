@@ -28,12 +28,15 @@ QUESTION, ANSWERS = "What is in the picture?", ["red", "a blue square"]
 
 def supported_models() -> dict[str, Any]:
     r"""
-    Every type that the installed transformers loads with `AutoModelForImageTextToText`, and whether it is supported.
+    Every type that the installed transformers loads with `AutoModelForImageTextToText`, and whether it is supported; and
+    the paper's models that come with this package.
 
     Returns:
         `dict`: `"transformers"`, the version that the conformance suite was run with; `"models"`, one `dict` a type
         with `"model_type"`, `"model_class"`, `"status"` (`"supported"`, `"unsupported"`, or `"untested"` for a type
-        that the suite has not seen), `"reason"` and `"checks"` (outcome by name of the check).
+        that the suite has not seen), `"reason"` and `"checks"` (outcome by name of the check); `"paper_models"`, such a
+        `dict` for each of BLIVA, MiniGPT-4, VisualGLM and VPGTrans, without `"model_class"`. BLIP-2 and InstructBLIP are
+        types of transformers.
     """
     measured = json.loads(SUPPORTED_MODELS.read_text(encoding="utf-8"))
     known = {row["model_type"]: row for row in measured["models"]}
@@ -47,7 +50,7 @@ def supported_models() -> dict[str, Any]:
             )
             row = {"model_type": model_type, "status": "untested", "reason": reason, "checks": {}}
         models.append({**row, "model_class": model_class})
-    return {"transformers": measured["transformers"], "models": models}
+    return {"transformers": measured["transformers"], "models": models, "paper_models": measured["paper_models"]}
 
 
 class Finding(NamedTuple):

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import checkpoints
@@ -133,6 +132,7 @@ class TestTokenizer:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
         sentencepiece = pytest.importorskip("sentencepiece")
+        pytest.importorskip("google.protobuf")
         written = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter([*tiny.SENTENCES, "This is a photo of a dog <Img> </Img> ###Human: ###Assistant:"] * 4),
@@ -158,10 +158,10 @@ class TestTokenizer:
         assert tokenizer(text, add_special_tokens=False).input_ids == expected
         assert tokenizer.get_vocab()["[PAD]"] == len(tokenizer) - 1
 
-    def test_without_sentencepiece_it_is_asked_for(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "sentencepiece", None)
-        monkeypatch.setattr(lavis.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="pip install sentencepiece"):
+    @pytest.mark.parametrize("name", ["sentencepiece", "protobuf"])
+    def test_what_reads_it_is_asked_for(self, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lavis, f"is_{name}_available", lambda: False)
+        with pytest.raises(ImportError, match=f"`pip install {name}`"):
             lavis._vicuna_tokenizer(folder)
 
     def test_one_of_more_tokens_than_the_model_is_an_error(self, published: Path, tmp_path: Path) -> None:

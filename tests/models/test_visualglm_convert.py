@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoProcessor
 
+from transferable_vp.models.convert import rename
 from transferable_vp.models.visualglm import VisualGLMConfig
-from transferable_vp.models.visualglm.convert import convert_visualglm
+from transferable_vp.models.visualglm.convert import RULES, _split, convert_visualglm, read_config
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,15 @@ def test_the_configuration_is_read(published: Path, tmp_path: Path) -> None:
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert processor.num_query_tokens == published_glm.QUERIES
     assert dict(processor.image_processor.size) == {"height": published_glm.IMAGE, "width": published_glm.IMAGE}
+
+
+def test_taking_weights_apart_copies_none(published: Path) -> None:
+    # A third of the language model's attention at a time would be gigabytes.
+    weights = rename(published_glm.weights(), RULES, "test")
+    parts = _split(weights, read_config(published / "config.json"))
+    assert len(parts) > len(weights)
+    read = {value.untyped_storage().data_ptr() for value in weights.values()}
+    assert {value.untyped_storage().data_ptr() for value in parts.values()} == read
 
 
 def test_weights_keep_values_and_precision_in_parts(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import zipfile
@@ -189,7 +190,9 @@ def write_model(
         folder (`str` or `Path`): Where to write. It must be empty, or not be there.
         model_class (`type[PreTrainedModel]`): The model.
         config (`PreTrainedConfig`): Its configuration.
-        weights (`dict[str, torch.Tensor]`): By the model's own keys, in any dtype, which is kept.
+        weights (`dict[str, torch.Tensor]`):
+            By the model's own keys, in any dtype, which is kept. One with more axes than the model's has its first ones
+            joined: rows that stand apart in a file are joined by no view, only by a copy, and that is made here.
         processor (`ProcessorMixin`): The model's processor.
         max_shard_size (`int`, *optional*, defaults to 2 * 10**9): Bytes of one part; a larger tensor has one for itself.
 
@@ -205,14 +208,18 @@ def write_model(
     with torch.device("meta"):
         model = model_class(config)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    _compare(expected, {key: tuple(value.shape) for key, value in weights.items()}, model_class.__name__)
+    _compare(
+        expected, {key: _joined(value, expected.get(key, ())) for key, value in weights.items()}, model_class.__name__
+    )
     folder.mkdir(parents=True, exist_ok=True)
     parts = _split(weights, max_shard_size)
     places: dict[str, str] = {}
     for number, keys in enumerate(parts, 1):
         name = f"model-{number:05d}-of-{len(parts):05d}.safetensors" if len(parts) > 1 else "model.safetensors"
-        # Tensors that are transposed in the checkpoint are copied here, and freed with the part.
-        save_file({key: weights[key].contiguous() for key in keys}, folder / name, metadata={"format": "pt"})
+        # Tensors whose rows stand apart in the checkpoint are copied here, and freed with the part.
+        part = {key: weights[key].reshape(expected[key]).contiguous() for key in keys}
+        save_file(part, folder / name, metadata={"format": "pt"})
+        del part
         places |= dict.fromkeys(keys, name)
     if len(parts) > 1:
         index = {"metadata": {"total_size": sum(map(_bytes, weights.values()))}, "weight_map": places}
@@ -225,6 +232,12 @@ def write_model(
         sizes[tensor.dtype] += _bytes(tensor)
     config.dtype = sizes.most_common(1)[0][0]
     config.save_pretrained(folder)
+
+
+def _joined(tensor: torch.Tensor, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of `tensor` with its first axes joined, where it has more of them than `wanted`."""
+    first = max(tensor.ndim - len(wanted), 0) + 1 if wanted else 0
+    return (math.prod(tensor.shape[:first]), *tensor.shape[first:]) if first > 1 else tuple(tensor.shape)
 
 
 def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], name: str) -> None:

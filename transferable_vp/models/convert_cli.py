@@ -57,7 +57,7 @@ def convert(args: argparse.Namespace) -> int:
     Returns:
         `int`: 0; what is wrong with a file is raised.
     """
-    # Here, so that `transferable-vp --help` does not import a model.
+    # Here, as nothing else needs the converters.
     from .lavis import convert_bliva, convert_minigpt4, convert_vpgtrans
 
     if args.model == "minigpt4":

@@ -17,7 +17,6 @@ What is not as published, in any of them:
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -34,6 +33,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .bliva import BlivaConfig, BlivaForConditionalGeneration, BlivaProcessor
@@ -274,11 +274,11 @@ def _language_model(vicuna: str | Path) -> Weights:
 
 
 def _vicuna_tokenizer(vicuna: str | Path, **names: str) -> PreTrainedTokenizerBase:
-    if not (Path(vicuna) / "tokenizer.json").exists() and importlib.util.find_spec("sentencepiece") is None:
+    needed = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    if not (Path(vicuna) / "tokenizer.json").exists() and not all(needed.values()):
         # transformers 5.23 asks for tiktoken instead, which would not help.
-        raise ImportError(
-            f"The tokenizer at {vicuna} is a SentencePiece model: `pip install sentencepiece` to read it."
-        )
+        missing = " ".join(name for name, there in needed.items() if not there)
+        raise ImportError(f"The tokenizer at {vicuna} is a SentencePiece model: `pip install {missing}` to read it.")
     # By its class, as early folders of Vicuna name one that never was ("LLaMATokenizer").
     tokenizer = LlamaTokenizer.from_pretrained(vicuna, **names)
     found = tokenizer.convert_ids_to_tokens(IMAGE_TOKEN_ID)

@@ -157,10 +157,10 @@ def _split(weights: Weights, config: VisualGLMConfig) -> Weights:
     for key, tensor in weights.items():
         base, end = key.rsplit(".", 2)[0], key.rsplit(".", 1)[1]
         if ".self_attn.query_key_value." in key:
-            # Of every head in turn its query, key and value.
+            # Of every head in turn its query, key and value. To join the heads would copy; `write_model` does.
             parts = tensor.unflatten(0, (heads, 3, -1)).unbind(1)
             for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
-                result[f"{base}.{name}.{end}"] = part.flatten(0, 1)
+                result[f"{base}.{name}.{end}"] = part
         elif key.startswith("model.qformer.") and key.endswith(
             ("query_key_value." + end, "attention.key_value." + end)
         ):
