@@ -15,11 +15,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from transformers import (
     BertTokenizerFast,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
     BlipImageProcessor,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    GotOcr2ImageProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessor,
@@ -27,6 +31,10 @@ from transformers import (
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -69,9 +77,17 @@ def captions() -> list[str]:
 
 
 def byte_level_tokenizer(
-    special: list[str], *, begin: str | None, lines: list[str] | None = None, vocab_size: int = 512
+    special: list[str],
+    *,
+    begin: str | None,
+    lines: list[str] | None = None,
+    vocab_size: int = 512,
+    named: dict[str, str] | None = None,
 ) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding over bytes, so any text can be read. `special[:3]` are padding, beginning and end."""
+    """Byte-pair encoding over bytes, so any text can be read. `special[:3]` are padding, beginning and end.
+
+    `named` gives special tokens a name of their own, as `{"video_token": "<video>"}`, for processors that ask by name.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -84,8 +100,9 @@ def byte_level_tokenizer(
             single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, tokenizer.token_to_id(begin))]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1], eos_token=special[2]
-    )
+        tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1], eos_token=special[2],
+        extra_special_tokens=named or {},
+    )  # fmt: skip
 
 
 def build_llava() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -213,6 +230,56 @@ def build_instructblip() -> tuple[PreTrainedModel, ProcessorMixin]:
     return InstructBlipForConditionalGeneration(config), processor
 
 
+def build_blip2() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """BLIP-2: InstructBLIP's tower, a Q-Former that never sees the question, OPT. 16 image tokens."""
+    instruct, processor = build_instructblip()
+    config = Blip2Config(
+        vision_config=instruct.config.vision_config.to_dict() | {"model_type": "blip_2_vision_model"},
+        qformer_config=instruct.config.qformer_config.to_dict() | {"model_type": "blip_2_qformer"},
+        text_config=instruct.config.text_config.to_dict(),
+        num_query_tokens=instruct.config.num_query_tokens, image_token_index=instruct.config.image_token_index,
+    )  # fmt: skip
+    processor = Blip2Processor(
+        processor.image_processor, processor.tokenizer, num_query_tokens=processor.num_query_tokens
+    )
+    return Blip2ForConditionalGeneration(config), processor
+
+
+def build_internvl() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """InternVL: InternViT tower with layer scale, 2 x 2 pixel shuffle, two-layer projector, Qwen2. 16 image tokens."""
+    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+             "video_token": "<video>"}  # fmt: skip
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *named.values()]
+    tokenizer = byte_level_tokenizer(special, begin=None, named=named)
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}<IMG_CONTEXT>\n"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    processor = InternVLProcessor(
+        GotOcr2ImageProcessor(size=SIZE, min_patches=1, max_patches=1), tokenizer,
+        InternVLVideoProcessor(size=SIZE), image_seq_length=(world.SIZE // PATCH) ** 2 // 4, chat_template=template,
+    )  # fmt: skip
+    config = InternVLConfig(
+        vision_config={
+            "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": VISION_LAYERS,
+            "num_attention_heads": HEADS, "image_size": world.SIZE, "patch_size": PATCH,
+            # The published 0.1 keeps dozens of layers stable; four need none of it.
+            "layer_scale_init_value": 1.0,
+        },
+        text_config={
+            "model_type": "qwen2", "hidden_size": WIDTH, "intermediate_size": 3 * WIDTH,
+            "num_hidden_layers": TEXT_LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2,
+            "vocab_size": len(tokenizer), "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": None,
+            "eos_token_id": 2,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=(world.SIZE // PATCH) ** 2 // 4,
+    )  # fmt: skip
+    return InternVLForConditionalGeneration(config), processor
+
+
 def build_clip() -> tuple[PreTrainedModel, ProcessorMixin]:
     """CLIP, the judge of Task Semantics Enrichment: it never answers questions."""
     tokenizer = byte_level_tokenizer(["<pad>", "<|startoftext|>", "<|endoftext|>"], begin=None, lines=captions())
@@ -242,6 +309,8 @@ BUILDERS: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "idefics3": build_idefics3,
     "paligemma": build_paligemma,
     "instructblip": build_instructblip,
+    "blip2": build_blip2,
+    "internvl": build_internvl,
     "clip": build_clip,
 }
 
@@ -267,7 +336,9 @@ def initialise(model: nn.Module) -> None:
         if type(module).__name__.endswith("VisionEmbeddings"):
             for parameter in module.parameters(recurse=False):
                 parameter.normal_(0, 0.02)
-            table = module.position_embedding
+            # InternVL has the plural.
+            table = getattr(module, "position_embedding", None)
+            table = module.position_embeddings if table is None else table
             table = table.weight if isinstance(table, nn.Embedding) else table[0]
             table[-((world.SIZE // PATCH) ** 2) :] = positions(world.SIZE // PATCH)
 

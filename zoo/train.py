@@ -1,18 +1,21 @@
-"""Makes the zoo: trains every member from scratch on its own sample of the world and saves ordinary checkpoints.
+"""Makes a zoo: trains its members from scratch on a sample of the world and saves ordinary checkpoints.
 
-    python zoo/train.py                          # all five members, one after another: an hour or so on two CPU cores
-    python zoo/train.py --members llava --seed 7 # one member, another seed
-    python zoo/train.py --evaluate               # what the members in the folder can do
+    python zoo/train.py                                     # all members, one after another, into this folder
+    python zoo/train.py --zoo_seed 1 --output_dir zoos/1    # another zoo: other pictures, other weights
+    python zoo/train.py --no_cues --output_dir zoos/nocue   # the control: a world whose frames tell nothing
+    python zoo/train.py --evaluate                          # what the members in the folder can do
 
 A member learns in two stages. First its vision tower alone, with a linear reading of object and colour from its tokens
 (thrown away at the end): language-model gradients alone leave so small a tower on a plateau for thousands of steps. Then
-the whole model, by next-token loss on the answer and its end token only. CLIP learns from captions instead.
+the whole model, by next-token loss on the answer and its end token only. CLIP learns from captions instead. BLIP-2 takes
+the vision tower that InstructBLIP has learned, frozen, and skips the first stage.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -35,32 +38,58 @@ from transformers import (
 
 HERE = Path(__file__).parent
 COLORS, OBJECTS = list(world.COLORS), list(world.OBJECTS)
-SEEDS = {"llava": 3, "idefics3": 1, "paligemma": 4, "instructblip": 2, "clip": 5}
+# Seeds of the weights; those of another zoo are 100 further on.
+SEEDS = {"llava": 3, "idefics3": 1, "paligemma": 4, "instructblip": 2, "clip": 5, "internvl": 6, "blip2": 7}
 # Tower steps, whole-model steps.
 STEPS = {
     "llava": (1300, 1200),
     "idefics3": (1300, 1200),
     "paligemma": (1300, 1200),
     "instructblip": (1300, 1600),
+    "internvl": (1300, 1200),
+    "blip2": (0, 1600),
     "clip": (1000, 1200),
 }
+# Members that read another member's vision tower, which stays frozen: most published models share theirs this way.
+SHARED_TOWERS = {"blip2": "instructblip"}
 # Weight of the linear reading while the whole model learns.
 READING_WEIGHT = 0.3
 
 
 class Sample:
-    """`n` pictures of the world as tensors: `images` uint8 `(n, 3, 64, 64)`, `colors` and `objects` int64 `(n,)`."""
+    """`n` pictures of the world as tensors: `images` uint8 `(n, 3, 64, 64)`, `colors` and `objects` int64 `(n,)`.
 
-    def __init__(self, n: int, seed: int, cues: bool = True, device: str = "cpu") -> None:
+    With `file` the pictures are read from there, or drawn and left there for the next member or process.
+    """
+
+    def __init__(
+        self, n: int, seed: int, cues: bool = True, device: str = "cpu", file: str | Path | None = None
+    ) -> None:
+        if file is not None and Path(file).exists():
+            # Mapped copy-on-write: processes that train beside each other share the one copy in memory.
+            rows = np.load(file, mmap_mode="c")
+            if len(rows) != n:
+                raise ValueError(f"{file} holds {len(rows)} pictures, expected {n}: delete it or pass --pictures.")
+        else:
+            rows = self.draw(n, seed, cues)
+            if file is not None:
+                # Another process may be drawing the same pictures: whoever is last replaces equal by equal.
+                part = Path(f"{file}.{os.getpid()}.npy")
+                np.save(part, rows)
+                part.replace(file)
+        self.images = torch.from_numpy(rows[:, :-2]).view(n, 3, world.SIZE, world.SIZE).to(device)
+        self.colors, self.objects = (torch.from_numpy(rows[:, i].astype(np.int64)).to(device) for i in (-2, -1))
+
+    @staticmethod
+    def draw(n: int, seed: int, cues: bool) -> np.ndarray:
+        """A picture per row, uint8 `(n, 3 * 64 * 64 + 2)`: channels first, then the numbers of colour and object."""
         rng = np.random.default_rng(seed)
-        images, colors, objects = np.empty((n, world.SIZE, world.SIZE, 3), np.uint8), [], []
-        for i in tqdm(range(n), desc="drawing", mininterval=5):
+        rows = np.empty((n, 3 * world.SIZE**2 + 2), np.uint8)
+        for row in tqdm(rows, desc="drawing", mininterval=5):
             scene = world.draw_scene(rng, cues)
-            images[i] = np.asarray(scene.image)
-            colors.append(COLORS.index(scene.color))
-            objects.append(OBJECTS.index(scene.object))
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
-        self.colors, self.objects = torch.tensor(colors, device=device), torch.tensor(objects, device=device)
+            row[:-2] = np.asarray(scene.image).transpose(2, 0, 1).ravel()
+            row[-2:] = COLORS.index(scene.color), OBJECTS.index(scene.object)
+        return rows
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,7 +127,12 @@ class Reading(nn.Module):
 
 
 class Prompts:
-    """Token ids of each question with its image placeholders, as the member's own processor writes them."""
+    """Each question as the member's own processor writes it, alone and with each of its answers.
+
+    `rows` holds one row per question and answer - colours, then shapes and characters in the order of `OBJECTS` - with
+    `labels` for the answer and the end token that follows it, all padded to one length: one forward pass of one shape
+    takes a batch of mixed questions.
+    """
 
     def __init__(self, processor: ProcessorMixin) -> None:
         blank = world.Image.new("RGB", (world.SIZE, world.SIZE))
@@ -116,81 +150,102 @@ class Prompts:
             space = "" if text.endswith("\n") or type(processor).__name__ == "PaliGemmaProcessor" else " "
             self.answers[kind] = [processor.tokenizer(space + a, add_special_tokens=False).input_ids
                                   for a in world.CANDIDATES[kind]]  # fmt: skip
-        self.end = processor.tokenizer.eos_token_id
+        rows = [self.row(fixed, [*answer, processor.tokenizer.eos_token_id])
+                for kind, fixed in self.inputs.items() for answer in self.answers[kind]]  # fmt: skip
+        self.rows = {}
+        for key in rows[0]:
+            length = max(row[key].shape[0] for row in rows)
+            fill = -100 if key == "labels" else 0
+            self.rows[key] = torch.stack(
+                [F.pad(r[key], [0] * (2 * r[key].ndim - 1) + [length - len(r[key])], value=fill) for r in rows]
+            )
+
+    @staticmethod
+    def row(fixed: dict[str, torch.Tensor], answer: list[int]) -> dict[str, torch.Tensor]:
+        """One question with its answer appended, without batch dimension."""
+        row, shown = {k: v[0] for k, v in fixed.items()}, torch.tensor(answer)
+        row["input_ids"] = torch.cat([row["input_ids"], shown])
+        row["attention_mask"] = torch.cat([row["attention_mask"], torch.ones_like(shown)])
+        if "token_type_ids" in row:
+            # 1 marks the answer: PaliGemma reads everything marked 0 in both directions, answers included.
+            row["token_type_ids"] = torch.cat([row["token_type_ids"], torch.ones_like(shown)])
+        # What stands at a place predicts the token after it.
+        row["labels"] = torch.full_like(row["input_ids"], -100)
+        row["labels"][-len(answer) - 1 : -1] = shown
+        return row
 
 
-def language_loss(
-    model: PreTrainedModel, prompts: Prompts, kind: str, pixels: torch.Tensor, answers: list[list[int]]
+def answer_loss(
+    model: PreTrainedModel, prompts: Prompts, pixels: torch.Tensor, objects: torch.Tensor, colors: torch.Tensor
 ) -> torch.Tensor:
-    """Next-token loss of `answers` and their end token, in a batch that is asked one question."""
-    fixed = prompts.inputs[kind]
-    b, length = len(pixels), max(map(len, answers)) + 1
-    tail = torch.full((b, length), -100, device=pixels.device)
-    for row, answer in enumerate(answers):
-        tail[row, : len(answer) + 1] = torch.tensor([*answer, prompts.end])
-    batch = {k: v.to(pixels.device).expand(b, *v.shape[1:]) for k, v in fixed.items()}
-    shown = tail.clamp(min=0)
-    prefix = batch["input_ids"].shape[1]
-    batch["input_ids"] = torch.cat([batch["input_ids"], shown], 1)
-    batch["attention_mask"] = torch.cat([batch["attention_mask"], (tail >= 0).long()], 1)
-    if "token_type_ids" in batch:
-        # 1 marks the answer: PaliGemma reads everything marked 0 in both directions, answers included.
-        batch["token_type_ids"] = torch.cat([batch["token_type_ids"], torch.ones_like(shown)], 1)
-    if "pixel_attention_mask" in batch:
-        pixels = pixels[:, None]
-    logits = model(pixel_values=pixels, **batch).logits[:, prefix - 1 : -1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), tail.flatten())
+    """Next-token loss of the answers; the first third of a batch is asked for the colour, the rest for the object."""
+    asked_color = torch.arange(len(pixels), device=pixels.device) < len(pixels) // 3
+    index = torch.where(asked_color, colors, len(COLORS) + objects).cpu()
+    batch = {k: v[index].to(pixels.device) for k, v in prompts.rows.items()}
+    labels = batch.pop("labels")
+    pixels = pixels[:, None] if "pixel_attention_mask" in batch else pixels
+    logits = model(pixel_values=pixels, **batch).logits
+    return F.cross_entropy(logits[labels >= 0].float(), labels[labels >= 0])
 
 
-def caption_loss(model: CLIPModel, processor: ProcessorMixin, pixels: torch.Tensor, names: list[str]) -> torch.Tensor:
+def caption_loss(
+    model: CLIPModel, processor: ProcessorMixin, form: str, pixels: torch.Tensor, objects: torch.Tensor,
+    colors: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
     """Symmetric contrastive loss; captions that occur twice in the batch count as right in both places."""
+    names = [form.format(color=COLORS[c], object=OBJECTS[o])
+             for c, o in zip(colors.tolist(), objects.tolist(), strict=True)]  # fmt: skip
     text = processor.tokenizer(names, padding=True, return_tensors="pt").to(pixels.device)
-    logits = model(pixel_values=pixels, **text).logits_per_image
+    logits = model(pixel_values=pixels, **text).logits_per_image.float()
     same = torch.tensor([[a == b for b in names] for a in names], dtype=logits.dtype, device=logits.device)
     return F.cross_entropy(logits, same / same.sum(1, keepdim=True)) + F.cross_entropy(
         logits.T, same / same.sum(1, keepdim=True)
     )
 
 
-def train_member(name: str, seed: int, args: argparse.Namespace) -> None:
+def train_member(name: str, sample: Sample, args: argparse.Namespace) -> None:
     """Trains one member and saves it with its processor under `args.output_dir/name`."""
-    torch.manual_seed(seed)
+    torch.manual_seed(SEEDS[name] + 100 * args.zoo_seed)
     model, processor = families.BUILDERS[name]()
     families.initialise(model)
+    tower = tower_of(model)
+    if name in SHARED_TOWERS:
+        lender = AutoModelForImageTextToText.from_pretrained(Path(args.output_dir) / SHARED_TOWERS[name])
+        tower.load_state_dict(tower_of(lender).state_dict())
+        tower.requires_grad_(False)
     model.to(args.device).train()
-    sample = Sample(args.pictures, seed, cues=not args.no_cues, device=args.device)
+    # bfloat16 halves the time of a matrix product on CPUs that have it (and on GPUs), but torch 2.15's fused attention
+    # is slow to differentiate in it there; attention written out is not.
+    model.set_attn_implementation("eager")
     reading = Reading().to(args.device)
     prompts = None if name == "clip" else Prompts(processor)
-    tower = tower_of(model)
     seen: list[torch.Tensor] = []
     hook = tower.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state))
-    started = time.time()
+    started, mean = time.time(), 0.0
     for stage, steps in zip(("tower", "whole"), STEPS[name], strict=True):
-        steps = max(2, int(steps * args.scale))
+        steps = max(2, int(steps * args.scale)) if steps else 0
         module = tower if stage == "tower" else model
-        parameters = [*module.parameters(), *reading.parameters()]
+        parameters = [p for p in [*module.parameters(), *reading.parameters()] if p.requires_grad]
         peak = 1.5e-3 if stage == "tower" else 1e-3
+        # Nothing is to be read from a frozen tower.
+        weight = 1.0 if stage == "tower" else 0.0 if name in SHARED_TOWERS else READING_WEIGHT
         optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.05, betas=(0.9, 0.98))
         schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 4), steps)
-        mean, bar = 0.0, tqdm(range(steps), desc=f"{name} {stage}", mininterval=5)
+        bar = tqdm(range(steps), desc=f"{name} {stage}", mininterval=5)
         for step in bar:
             pick = torch.randint(len(sample), (args.batch_size,)).to(args.device)
             pixels = normalise(sample.images[pick], processor)
             objects, colors = sample.objects[pick], sample.colors[pick]
-            order = torch.arange(len(pick), device=args.device)
-            if stage == "tower":
-                tower(pixels)
-                loss = torch.zeros((), device=args.device)
-            elif name == "clip":
-                form = families.CAPTIONS[step % len(families.CAPTIONS)]
-                captions = [form.format(color=COLORS[c], object=OBJECTS[o])
-                            for c, o in zip(colors.tolist(), objects.tolist(), strict=True)]  # fmt: skip
-                loss = caption_loss(model, processor, pixels, captions)
-            else:
-                loss, order = answer_loss(model, prompts, pixels, objects, colors)
-            weight = 1.0 if stage == "tower" else READING_WEIGHT
-            loss = loss + weight * reading(torch.cat(seen), objects[order], colors[order])
-            seen.clear()
+            with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=not args.float32):
+                if stage == "tower":
+                    tower(pixels)
+                    loss = torch.zeros((), device=args.device)
+                elif name == "clip":
+                    form = families.CAPTIONS[step % len(families.CAPTIONS)]
+                    loss = caption_loss(model, processor, form, pixels, objects, colors)
+                else:
+                    loss = answer_loss(model, prompts, pixels, objects, colors)
+            loss = loss + weight * reading(seen.pop().float(), objects, colors)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -202,27 +257,6 @@ def train_member(name: str, seed: int, args: argparse.Namespace) -> None:
     hook.remove()
     save(model, processor, Path(args.output_dir) / name)
     print(f"{name}: {time.time() - started:.0f} s, last loss {mean:.3f}")
-
-
-def answer_loss(
-    model: PreTrainedModel, prompts: Prompts, pixels: torch.Tensor, objects: torch.Tensor, colors: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Asks the first third of a batch for the colour and the rest for what is shown, each in one forward pass.
-
-    Returns:
-        The loss, and the order in which the batch's pictures went through the model.
-    """
-    shapes = objects < len(world.SHAPES)
-    rest = torch.arange(len(pixels), device=pixels.device) >= len(pixels) // 3
-    losses, order = [], []
-    for kind, chosen in (("color", ~rest), ("shape", rest & shapes), ("character", rest & ~shapes)):
-        rows = chosen.nonzero()[:, 0]
-        if len(rows):
-            truth = colors if kind == "color" else objects - (0 if kind == "shape" else len(world.SHAPES))
-            answers = [prompts.answers[kind][t] for t in truth[rows].tolist()]
-            losses.append(language_loss(model, prompts, kind, pixels[rows], answers) * len(rows) / len(pixels))
-            order.append(rows)
-    return torch.stack(losses).sum(), torch.cat(order)
 
 
 def save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
@@ -238,9 +272,9 @@ def save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> Non
 
 
 @torch.inference_mode()
-def evaluate_member(name: str, folder: Path, n: int = 1500, seed: int = 10_000) -> dict[str, float]:
+def evaluate_member(name: str, folder: Path, cues: bool = True, n: int = 1500, seed: int = 10_000) -> dict[str, float]:
     """Share of right answers per question on pictures no member was trained on, from the saved checkpoint."""
-    sample = Sample(n, seed)
+    sample = Sample(n, seed, cues)
     processor = AutoProcessor.from_pretrained(folder / name)
     if name == "clip":
         return evaluate_clip(CLIPModel.from_pretrained(folder / name).eval(), processor, sample)
@@ -283,18 +317,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", nargs="+", choices=list(families.BUILDERS), default=list(families.BUILDERS))
     parser.add_argument("--output_dir", default=str(HERE), help="where the checkpoints go (default: this folder)")
-    parser.add_argument("--seed", type=int, help="seed of sample and weights (default: one per member)")
+    parser.add_argument("--zoo_seed", type=int, default=0, help="another seed: other pictures, other weights")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
-    parser.add_argument("--pictures", type=int, default=50_000, help="size of each member's sample of the world")
+    parser.add_argument("--pictures", type=int, default=50_000, help="size of the sample of the world")
+    parser.add_argument("--pictures_file", help="file (.npy) that keeps the drawn sample for another run or process")
+    parser.add_argument("--resume", action="store_true", help="leave out members that --output_dir already has")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--no_cues", action="store_true", help="a world whose frames tell nothing, for the control")
+    parser.add_argument("--float32", action="store_true", help="for processors that are slow in bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the members in --output_dir")
     args = parser.parse_args()
+    output, sample = Path(args.output_dir), None
     for name in args.members:
+        if args.resume and (output / name / "model.safetensors").exists():
+            print(f"{name}: is there already")
+            continue
         if not args.evaluate:
-            train_member(name, SEEDS[name] if args.seed is None else args.seed, args)
-        scores = evaluate_member(name, Path(args.output_dir))
+            sample = sample or Sample(
+                args.pictures, 1000 + args.zoo_seed, not args.no_cues, args.device, args.pictures_file
+            )
+            train_member(name, sample, args)
+        scores = evaluate_member(name, output, not args.no_cues)
         print(f"{name:>14}: " + "  ".join(f"{kind} {value:.3f}" for kind, value in scores.items()), flush=True)
 
 
