@@ -102,12 +102,13 @@ def main(argv: list[str] | None = None) -> None:
     # 4. The models: frozen, each behind its own processor.
     placement = {"device_map": script.device_map} if script.device_map else {}
 
-    def load(path: str) -> Surrogate:
+    def load(path: str, whole: bool = True) -> Surrogate:
         surrogate = Surrogate.from_pretrained(path, dtype=script.dtype, **placement)
         surrogate = paper_surrogate(surrogate) if args.recipe == "paper" else surrogate
-        return surrogate if placement else surrogate.to(args.device)
+        return surrogate if placement or not whole else surrogate.to(args.device)
 
-    surrogates, targets = [load(path) for path in script.model], [load(path) for path in script.target_model]
+    surrogates = [load(path, whole=not args.shard_surrogates) for path in script.model]
+    targets = [load(path) for path in script.target_model]
 
     # 5. CLIP, for Task Semantics Enrichment.
     semantics = TaskSemantics.from_pretrained(script.clip_model).to(args.device) if args.tse_weight else None

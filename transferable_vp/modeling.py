@@ -148,15 +148,22 @@ class TransferableVisualPrompt(PreTrainedModel):
         Raises:
             ValueError: If an image has no pixels, a shape or dtype that no image has, or floats outside [0, 1].
         """
-        # Resized on the CPU wherever the prompt is: another device rounds otherwise, and deployed images are made here.
-        pictures = to_images(images)
+        fitted, (start, stop) = self.fitted(images), self._content_span()
         if self.config.canvas == "native":
-            return [self._around(picture, prompted).to(self.delta.device) for picture in pictures]
-        size, (start, stop) = self.config.content_size, self._content_span()
-        fitted = [fit_image(picture, size, self.config.fit) for picture in pictures]
+            return [self._around(picture, prompted).to(self.delta.device) for picture in fitted]
         canvas = torch.zeros(len(fitted), *self.delta.shape, device=self.delta.device)
         canvas[:, :, start:stop, start:stop] = torch.stack(fitted).to(canvas.device)
         return self._shown(canvas + self.delta) if prompted else canvas
+
+    def fitted(self, images: ImageLike | Sequence[ImageLike] | torch.Tensor) -> list[torch.Tensor]:
+        """The images as they stand on the canvas: float32 `(3, h, w)` in [0, 1], on the CPU, at the size of the content
+        (with `canvas="native"` at their own). [`~TransferableVisualPrompt.forward`] makes the same of these as of the
+        images, to the bit, without resizing them again."""
+        # Resized on the CPU wherever the prompt is: another device rounds otherwise, and deployed images are made here.
+        pictures = to_images(images)
+        if self.config.canvas == "native":
+            return pictures
+        return [fit_image(picture, self.config.content_size, self.config.fit) for picture in pictures]
 
     def _shown(self, canvas: torch.Tensor) -> torch.Tensor:
         return canvas if self.config.value_range == "unbounded" else _StraightThroughClamp.apply(canvas)

@@ -25,6 +25,7 @@ from .checkpointing import checkpoint_layers, recomputing
 from .features import FeatureRecorder, FeaturesSeen, feature_parts, features_in, flatten_features
 from .images import to_pil
 from .processing import attach
+from .sharding import shard_layers
 
 
 class Family(NamedTuple):
@@ -37,6 +38,7 @@ class Family(NamedTuple):
         answer_token_type (`int`): Token type of an answer.
         text_ends_line (`bool`): Whether the processor ends every text with a line break.
         text_model (`str`, *optional*): Part that goes on without an image, where the whole model cannot.
+        passes_on (`bool`): Whether its forward hands arguments that it does not name on to its `language_model`.
         features_module (`str`, *optional*):
             Module whose output the image features are, where they do not take the places of placeholders.
         grows (`tuple[str, ...]`): Further inputs with an entry per text token; an answer repeats the last one.
@@ -52,6 +54,7 @@ class Family(NamedTuple):
     answer_token_type: int = 0
     text_ends_line: bool = False
     text_model: str | None = None
+    passes_on: bool = False
     features_module: str | None = None
     grows: tuple[str, ...] = ()
     processor_kwargs: dict[str, Any] | None = None
@@ -69,6 +72,7 @@ _BLIP_2 = Family(
     "its processor writes the image placeholders before the text by itself, and its forward needs pixel values",
     places_image=True,
     text_model="language_model",
+    passes_on=True,
 )
 _KOSMOS = Family(
     "its processor writes image placeholders and a mask of where they are; its text model goes on from a cache alone",
@@ -191,14 +195,25 @@ class Surrogate:
         # Not `peft_config`: a model with an adapter loaded by transformers itself has one too, and is its own base.
         self.base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._parameters = inspect.signature(self.base_model.forward).parameters
+        # BLIP-2 and InstructBLIP hand what they do not know on to their language model, which does.
+        reader = self.base_model.language_model if self.family.passes_on else self.base_model
+        self._keeps_logits = "logits_to_keep" in inspect.signature(reader.forward).parameters
         self._recorder = FeatureRecorder(model, self.family.features_module)
         self._recomputed: list[Any] = []
+        self.is_sharded = False
         if gradient_checkpointing:
             self.enable_gradient_checkpointing()
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes every layer in the backward pass instead of keeping its activations."""
         self._recomputed = checkpoint_layers(self.model)
+
+    def shard(self, device: torch.device | str) -> Surrogate:
+        """Splits the layers over all processes and puts them on `device`, this process's, in place; see
+        [`shard_layers`]. From then on all processes must run the model equally often. Returns the surrogate."""
+        shard_layers(self.model, device)
+        self.is_sharded = True
+        return self
 
     @classmethod
     def from_pretrained(cls, path: str, *, name: str | None = None, prompt_template: str | None = None,
@@ -474,7 +489,7 @@ class Surrogate:
 
     def last_logits(self, count: int) -> dict[str, int]:
         """The argument that makes a forward pass give the last `count` logits only; empty where a model has none."""
-        return {"logits_to_keep": count} if "logits_to_keep" in self._parameters else {}
+        return {"logits_to_keep": count} if self._keeps_logits else {}
 
     @property
     def text_model(self) -> Any:

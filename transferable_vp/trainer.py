@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from .clean_features import CleanFeatures
 from .configuration import TransferableVisualPromptConfig
 from .data import ExampleCollator, Task, undecoded
 from .diversity import InputDiversity
@@ -132,6 +133,10 @@ class TransferableVisualPromptTrainer(HubTrainer):
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
         self._count = self._skipped = 0
         self._hooked: Any = None
+        self._clean_features = CleanFeatures(self.surrogates, args.clean_features_cache * 1e9)
+        if args.shard_surrogates:
+            for surrogate in self.surrogates:
+                surrogate.shard(args.device)
         if args.surrogate_gradient_checkpointing:
             for surrogate in self.surrogates:
                 surrogate.enable_gradient_checkpointing()
@@ -160,9 +165,10 @@ class TransferableVisualPromptTrainer(HubTrainer):
             images = [ImageOps.mirror(i) if torch.rand(()) < 0.5 else i for i in images]
         active = [objective for objective in self.objectives if objective.weight]
         with_features = any(getattr(o.function, "needs_features", False) for o in active)
+        prompt = self.accelerator.unwrap_model(model)
+        images = prompt.fitted(images)
         # Through the wrapped model: only then do the hooks run that average gradients over processes.
         canvas = model(images)
-        prompt = self.accelerator.unwrap_model(model)
         unbounded = prompt.config.value_range == "unbounded"
         questions, answers = inputs["questions"], inputs["answers"]
         # From the generator that checkpoints keep, so that a resumed run draws what an unbroken one would have.
@@ -170,12 +176,12 @@ class TransferableVisualPromptTrainer(HubTrainer):
         if seed is not None:
             canvas = self.diversity(canvas, seed, unbounded)
         step = Step(canvas, questions, answers, inputs["captions"], [], [], unbounded)
-        if with_features:
+        if with_features and seed is not None:
             with torch.no_grad():
-                clean = prompt(images, prompted=False)
-                if seed is not None:
-                    clean = self.diversity(clean, seed, unbounded)
+                clean = self.diversity(prompt(images, prompted=False), seed, unbounded)
             step.clean_features = [s.features(clean, questions, unbounded) for s in self.surrogates]
+        elif with_features:
+            step.clean_features = self._clean_features(prompt, images, questions)
         step.outputs = [s.forward(canvas, questions, answers, unbounded, with_features) for s in self.surrogates]
         values = {objective.name: objective.function(step) for objective in active}
         self._check_finite(values)
@@ -295,7 +301,8 @@ class TransferableVisualPromptTrainer(HubTrainer):
                 prompt,
                 batch_size=self.args.per_device_eval_batch_size,
                 skip_bad_images=self.args.skip_bad_images,
-                shard=(self.args.process_index, self.args.world_size),
+                # A sharded model must run equally often in all processes, so each of them measures all rows.
+                shard=(0, 1) if surrogate.is_sharded else (self.args.process_index, self.args.world_size),
                 progress=not self.args.disable_tqdm and self.is_world_process_zero(),
             )
             sums = torch.tensor([result.values.sum(), len(result.values)], dtype=torch.float64)

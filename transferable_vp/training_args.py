@@ -62,10 +62,18 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
         diversity_brightness (`float`, *optional*, defaults to 0.0):
             As a share of every pixel, at most 1. All four change the canvas before every model of a training step sees
             it, all models the same way, the clean canvas of FCA as well. Evaluation is without.
+        clean_features_cache (`float`, *optional*, defaults to 0.0):
+            Gigabytes of memory, in every process, in which FCA keeps the clean images' features. From the second time on
+            that an image comes with its question (mirrored it is another image), one image encode a step is saved. What
+            is kept can differ from what would be computed in the last bit, as other images were in its batch, and a
+            resumed run computes it anew: resuming is then exact up to rounding. 0 keeps nothing.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Whether to leave out images that cannot be read instead of stopping. They are counted in the log.
         surrogate_gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether the surrogates' layers are recomputed in the backward pass to save memory.
+        shard_surrogates (`bool`, *optional*, defaults to `False`):
+            Whether the surrogates' layers are split over all processes (FSDP2), for models that do not fit one GPU. Load
+            them on the CPU; the trainer moves the shards. The prompt itself is never split.
         hub_strategy (`str`, *optional*, defaults to `"end"`):
             When to push, with `push_to_hub=True`, the prompt, its pictures and its card: `"end"` by
             [`~TransferableVisualPromptTrainer.push_to_hub`] and `save_model` only, `"every_save"` with every checkpoint
@@ -112,11 +120,17 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
     diversity_brightness: float = field(
         default=FROM_RECIPE, metadata={"help": "Largest share of darker and lighter in training (default: 0)."}
     )
+    clean_features_cache: float = field(
+        default=0.0, metadata={"help": "GB in which to keep the clean images' features, for more than one epoch."}
+    )
     skip_bad_images: bool = field(
         default=False, metadata={"help": "Leave out images that cannot be read; count them."}
     )
     surrogate_gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute the surrogates' layers in the backward pass to save memory."}
+    )
+    shard_surrogates: bool = field(
+        default=False, metadata={"help": "Split the surrogates' layers over all processes (FSDP2)."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (Adam only)."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
@@ -151,6 +165,15 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; a weight cannot be negative, 0 turns it off.")
         if self.block_size < 1:
             raise ValueError(f"`block_size` is {self.block_size}; it must be 1 (every pixel by itself) or more.")
+        if self.clean_features_cache < 0:
+            raise ValueError(
+                f"`clean_features_cache` is {self.clean_features_cache} GB; it cannot be negative, 0 keeps nothing."
+            )
+        if self.clean_features_cache and self.shard_surrogates:
+            raise ValueError(
+                "Got `clean_features_cache` and `shard_surrogates`: processes whose caches differ would wait for each other "
+                "forever. Leave one of them out."
+            )
         if self.learning_rate is None:
             # A recipe's rate belongs to its rule.
             same_rule = self.update_rule == recipe["update_rule"]
