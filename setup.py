@@ -31,7 +31,7 @@ INSTALL_REQUIRES = [
 
 DEMO = ["matplotlib>=3.10.0", "scikit-learn>=1.6.0"]
 API = ["openai>=3.0.0"]  # models behind an API
-PAPER = ["protobuf>=5.29.0", "sentencepiece>=0.2.1"]  # tokenizers of VisualGLM and Vicuna v0
+PAPER = ["protobuf>=6.31.1", "sentencepiece>=0.2.1"]  # tokenizers of VisualGLM and Vicuna v0
 TEST = [
     "ipykernel>=7.0.0",  # runs the notebooks
     "nbclient>=0.10.2",
