@@ -1,6 +1,6 @@
 """What a training step costs: against its floor, against the paper's loop as published, and against a LoRA step.
 
-    python benchmarks/step.py --json docs/results/step.json                          # about a minute and a half on one CPU core
+    python benchmarks/step.py --json docs/results/step.json                          # some minutes on one CPU core
     python benchmarks/step.py --device cuda --dtype bfloat16 --size full --json step_gpu.json      # needs 48 GB
 
 In one run, on the same model, batch and precision:

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 import tiny
 from by_hand import T5, t5_pair
+from hub_prompts import ID, without_waiting
 from hub_server import HubServer, hub_environment
 from huggingface_hub import close_session, constants, hf_api
 from transformers import PreTrainedModel, ProcessorMixin
 
-from transferable_vp import Surrogate
+from transferable_vp import Surrogate, TransferableVisualPrompt
 
 
 Pair = tuple[PreTrainedModel, ProcessorMixin]
@@ -87,3 +88,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
         close_session()
     assert not server.errors, server.errors[0]
+
+
+@pytest.fixture
+def shared(hub: HubServer, prompt: TransferableVisualPrompt) -> TransferableVisualPrompt:
+    """The test's own `prompt`, on the Hub."""
+    prompt.push_to_hub(ID)
+    hub.requests.clear()
+    return prompt
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the client would have waited between attempts."""
+    return without_waiting(monkeypatch)

@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 from hub_cards import problems
-from hub_prompts import ID, OURS, SMALL, asked, files_of, load, same, without_waiting
+from hub_prompts import ID, OURS, SMALL, asked, files_of, load, same
 from hub_server import Fault, HubServer, hub_environment
 from huggingface_hub import HfApi, constants
 
@@ -45,20 +45,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def prompt() -> TransferableVisualPrompt:
     return tiny.noise_prompt(**SMALL)
-
-
-@pytest.fixture
-def shared(hub: HubServer, prompt: TransferableVisualPrompt) -> TransferableVisualPrompt:
-    """A prompt that is on the Hub."""
-    prompt.push_to_hub(ID)
-    hub.requests.clear()
-    return prompt
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the client would have waited between attempts."""
-    return without_waiting(monkeypatch)
 
 
 class TestPushing:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -256,15 +257,7 @@ def env(args: argparse.Namespace) -> None:
     )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands but `train`, whose flags are those of `examples/train.py`."""
-    parser = argparse.ArgumentParser(
-        prog="transferable-vp", description="Learn, measure and apply transferable visual prompts."
-    )
-    parser.add_argument("--version", action="version", version=f"transferable-vp {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("train", add_help=False, help="learn a prompt (see `transferable-vp train --help`)")
-
+def _add_evaluate_parser(commands: Any) -> None:
     sub = commands.add_parser("evaluate", help="measure a prompt on models", description=evaluate.__doc__,
                               epilog="example: transferable-vp evaluate --prompt runs/demo/prompt --model zoo/llava "
                               "zoo/idefics3 --dataset photos/ --output_dir runs/photos")  # fmt: skip
@@ -306,22 +299,8 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--api_extra_body", metavar="JSON", help="fields added to every request, as a JSON object")
     sub.set_defaults(function=evaluate)
 
-    sub = commands.add_parser("apply", help="write prompted PNGs of images", description=apply.__doc__,
-                              epilog="example: transferable-vp apply --prompt runs/demo/prompt photos/ --output_dir out")  # fmt: skip
-    sub.add_argument("images", nargs="+", help="images, or folders of them (searched in depth)")
-    sub.add_argument("--prompt", required=True, help="folder or Hub id of the prompt")
-    sub.add_argument("--output_dir", required=True, help="folder of the PNGs; inputs are never overwritten")
-    sub.add_argument("--overwrite", action="store_true", help="replace PNGs of an earlier run in --output_dir")
-    sub.add_argument("--skip_bad_images", action="store_true", help="go on after an image that cannot be read")
-    sub.set_defaults(function=apply)
 
-    sub = commands.add_parser("demo", help="see it work, offline, in minutes", description=demo.__doc__)
-    sub.add_argument("--output_dir", default="runs/demo", help="where results go (default: %(default)s)")
-    sub.add_argument("--source", default="llava", help="model to learn on: llava, idefics3, paligemma or instructblip")
-    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="training seeds (default: 0 1)")
-    sub.add_argument("--quick", action="store_true", help="few steps and images: only to see that it runs")
-    sub.set_defaults(function=demo)
-
+def _add_sharing_parsers(commands: Any) -> None:
     sub = commands.add_parser("push", help="share a prompt on the Hub", description=push.__doc__,
                               epilog="example: transferable-vp push runs/mine me/tvp-mytask --license cc-by-4.0")  # fmt: skip
     sub.add_argument("folder", help="folder of the prompt")
@@ -352,6 +331,36 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=int, default=20, help="most rows (default: %(default)s)")
     sub.add_argument("--json", metavar="PATH", help="also write the result there")
     sub.set_defaults(function=search)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands but `train`, whose flags are those of `examples/train.py`."""
+    parser = argparse.ArgumentParser(
+        prog="transferable-vp", description="Learn, measure and apply transferable visual prompts."
+    )
+    parser.add_argument("--version", action="version", version=f"transferable-vp {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", add_help=False, help="learn a prompt (see `transferable-vp train --help`)")
+
+    _add_evaluate_parser(commands)
+
+    sub = commands.add_parser("apply", help="write prompted PNGs of images", description=apply.__doc__,
+                              epilog="example: transferable-vp apply --prompt runs/demo/prompt photos/ --output_dir out")  # fmt: skip
+    sub.add_argument("images", nargs="+", help="images, or folders of them (searched in depth)")
+    sub.add_argument("--prompt", required=True, help="folder or Hub id of the prompt")
+    sub.add_argument("--output_dir", required=True, help="folder of the PNGs; inputs are never overwritten")
+    sub.add_argument("--overwrite", action="store_true", help="replace PNGs of an earlier run in --output_dir")
+    sub.add_argument("--skip_bad_images", action="store_true", help="go on after an image that cannot be read")
+    sub.set_defaults(function=apply)
+
+    sub = commands.add_parser("demo", help="see it work, offline, in minutes", description=demo.__doc__)
+    sub.add_argument("--output_dir", default="runs/demo", help="where results go (default: %(default)s)")
+    sub.add_argument("--source", default="llava", help="model to learn on: llava, idefics3, paligemma or instructblip")
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="training seeds (default: 0 1)")
+    sub.add_argument("--quick", action="store_true", help="few steps and images: only to see that it runs")
+    sub.set_defaults(function=demo)
+
+    _add_sharing_parsers(commands)
 
     sub = commands.add_parser("support", help="which models a prompt can be learned on", description=support.__doc__,
                               epilog="example: transferable-vp support llava-hf/llava-1.5-7b-hf")  # fmt: skip

@@ -14,7 +14,8 @@ LEARNING_RATES = {"adam": 0.05, "paper": 10.0}
 # A default that says: not given. `__post_init__` puts the recipe's value there, so the types are those of values.
 FROM_RECIPE: Any = None
 
-# What an argument is that was not given. "transfer" is what `examples/reproduce_claims.py --search` justifies, "paper" the
+# What an argument is that was not given. "transfer" is to become what `examples/reproduce_claims.py --search` finds, which
+# has not been run yet: rule and rate are those of `benchmarks/update_rules.py`, the weights the paper's. "paper" is the
 # released code's; its rate of 10 belongs to a canvas of 224 pixels, so the trainer, which knows the canvas, sets it.
 RECIPES: dict[str, dict[str, Any]] = {
     "transfer": {
@@ -40,8 +41,8 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
 
     Args:
         recipe (`str`, *optional*, defaults to `"transfer"`):
-            What arguments are that are not given. `"transfer"` has the values named as defaults below, chosen for models
-            that are not learned on. `"paper"` is the paper's: its update rule at a learning rate of 10 * canvas_size /
+            What arguments are that are not given. `"transfer"` has the values named as defaults below; that they serve
+            models that are not learned on better than others is not shown yet. `"paper"` is the paper's: its update rule at a learning rate of 10 * canvas_size /
             224, FCA 0.005, TSE 0.001, no blocks, no diversity. An argument that is given is never changed.
         update_rule (`str`, *optional*, defaults to `"adam"`):
             `"adam"` takes the optimizer that `optim` names (AdamW without weight decay, which is Adam). `"paper"` is the
