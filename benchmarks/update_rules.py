@@ -72,8 +72,8 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     training = TransferableVisualPromptTrainingArguments(
                         folder, update_rule=rule, learning_rate=learning_rate, max_steps=args.steps, seed=seed,
-                        per_device_train_batch_size=32, fca_weight=0, tse_weight=0, save_strategy="no",
-                        logging_strategy="no", disable_tqdm=True,
+                        per_device_train_batch_size=32, fca_weight=0, tse_weight=0, block_size=1,
+                        save_strategy="no", logging_strategy="no", disable_tqdm=True,
                     )  # fmt: skip
                     trainer = TransferableVisualPromptTrainer(
                         prompt, training, surrogate, train_dataset=train, task=task

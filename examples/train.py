@@ -2,8 +2,8 @@
 
 On the zoo, offline (one CPU, two minutes):
 
-    accelerate launch examples/train.py --model zoo/llava --clip_model zoo/clip --dataset path/to/images \
-        --canvas_size 64 --border_size 8 --output_dir runs/mine --max_steps 80 --per_device_train_batch_size 32
+    accelerate launch examples/train.py --model zoo/llava --dataset path/to/images --canvas_size 64 \
+        --border_size 8 --output_dir runs/mine --max_steps 80 --per_device_train_batch_size 32
 
 As in the paper, its models, inputs and updates (one GPU, see docs/paper.md):
 

@@ -254,7 +254,8 @@ class TestVisualPrompts:
             def __init__(self, prompt: Any, args: Any, *rest: Any, **kwargs: Any) -> None:
                 super().__init__(prompt, args, *rest, **kwargs)
                 weights = {o.name: o.weight for o in self.objectives if o.weight}
-                made[method] = (weights, args.update_rule, args.learning_rate, self.task.flip, args.max_steps)
+                how = (args.update_rule, args.learning_rate, args.block_size)
+                made[method] = (weights, *how, self.task.flip, args.max_steps)
 
             def train(self) -> None:
                 """How it would train is all that is asked."""
@@ -265,11 +266,12 @@ class TestVisualPrompts:
             comparison.measure(method, seed=0)
         task, fca, tse = {"task": 1.0}, {"fca": 0.005}, {"tse": 0.001}
         assert made == {
-            "vp": (task, "adam", 0.05, False, STEPS),
-            "evp": (task, "paper", 10.0, flip, STEPS),
-            "fca_only": (task | fca, "adam", 0.05, False, STEPS),
-            "tse_only": (task | tse, "adam", 0.05, False, STEPS),
-            "tvp": (task | fca | tse, "adam", 0.05, False, STEPS),
+            "vp": (task, "adam", 0.05, 1, False, STEPS),
+            "evp": (task, "paper", 10.0, 1, flip, STEPS),
+            "fca_only": (task | fca, "adam", 0.05, 1, False, STEPS),
+            "tse_only": (task | tse, "adam", 0.05, 1, False, STEPS),
+            "tvp": (task | fca | tse, "adam", 0.05, 1, False, STEPS),
+            "transfer": (task, "adam", 0.05, CANVAS // 8, False, STEPS),
         }
 
     def test_borders_are_measured_where_they_are_said_to_be(self, baselines, monkeypatch) -> None:

@@ -42,7 +42,7 @@ def test_a_short_run(tmp_path: Path) -> None:
     assert facts.sources == [{"id": "llava", "is_hub": False, "revision": None, "model_type": "llava"}]
     assert facts.datasets == []
     assert facts.recipe == {
-        "weights": "task 0.5, fca 0.25, tse 0.125", "update rule": "paper", "learning rate": 2.5, "batch": 6,
+        "weights": "task 0.5, fca 0.25, tse 0.125", "update rule": "paper", "learning rate": 2.5, "block size": 1, "batch": 6,
         "steps": 2, "epochs": 1.0, "seed": 7,
     }  # fmt: skip
     assert facts.changed == {"per_device_train_batch_size": 3, "max_steps": 2, "gradient_accumulation_steps": 2}

@@ -199,6 +199,14 @@ class TestBlocks:
         single.train()
         assert (average_over_blocks(delta(single), learned, 4) - delta(single)).abs().max() > 0.01
 
+    def test_blocks_that_were_not_given_are_an_eighth_of_the_canvas(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, model=new_prompt(canvas_size=30, border_size=6), block_size=None, max_steps=2)
+        assert trainer.args.block_size == 3
+        trainer.train()
+        found, learned = delta(trainer), trainer.model.trainable_mask
+        torch.testing.assert_close(average_over_blocks(found, learned, 3), found, rtol=0, atol=1e-6)
+        assert (average_over_blocks(found, learned, 6) - found).abs().max() > 0.01
+
     def test_border_and_overlay_do_not_share_a_block(self, tmp_path: Path) -> None:
         prompt = new_prompt(layout="both", epsilon=0.03)
         trainer = make_trainer(tmp_path, model=prompt, block_size=5, max_steps=3)

@@ -36,7 +36,7 @@ print(json.dumps([result.values.tolist(), result.scores]))
 @pytest.mark.multiprocess
 def test_a_prompt_of_the_demo_gives_another_process_the_same_scores(hub: HubServer, tmp_path: Path) -> None:
     panel = make_panels(load_world(), 160, 60, quick=True)[0]
-    prompt, _ = learn(panel, Surrogate.from_pretrained(str(bundled("zoo/llava"))), None, 0, 10, progress=False)
+    prompt, _ = learn(panel, Surrogate.from_pretrained(str(bundled("zoo/llava"))), "VP", 0, 10, progress=False)
     unseen = Surrogate.from_pretrained(str(bundled("zoo/idefics3")))
     here = evaluate(unseen, panel.test, panel.task, prompt, progress=False)
     without = evaluate(unseen, panel.test, panel.task, prompt, prompted=False, progress=False)

@@ -26,8 +26,9 @@ def test_are_training_arguments(tmp_path: Path) -> None:
 
 def test_defaults(tmp_path: Path) -> None:
     args = make(tmp_path)
-    assert (args.update_rule, args.learning_rate) == ("adam", 0.05)
-    assert (args.task_weight, args.fca_weight, args.tse_weight) == (1.0, 0.005, 0.001)
+    assert (args.update_rule, args.learning_rate) == ("adam", 0.1)
+    assert (args.task_weight, args.fca_weight, args.tse_weight) == (1.0, 0.0, 0.0)
+    assert args.block_size is None  # until the trainer sets it, see test_trainer.py
     assert args.lr_scheduler_type == SchedulerType.COSINE
     assert (args.max_grad_norm, args.weight_decay) == (0.0, 0.0)
     assert args.report_to == []
@@ -40,8 +41,8 @@ def test_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "rate"),
     [
-        ({}, 0.05),
-        ({"update_rule": "adam"}, 0.05),
+        ({}, 0.1),
+        ({"update_rule": "adam"}, 0.1),
         ({"update_rule": "paper"}, 10.0),
         ({"update_rule": "paper", "learning_rate": 0.5}, 0.5),
         ({"learning_rate": 0.0}, 0.0),
@@ -72,7 +73,7 @@ def test_the_default_recipe(tmp_path: Path) -> None:
 def test_a_recipes_rate_belongs_to_its_rule(tmp_path: Path) -> None:
     # The trainer, which knows the canvas, sets the paper's.
     assert make(tmp_path, recipe="paper").learning_rate is None
-    assert make(tmp_path, recipe="paper", update_rule="adam").learning_rate == 0.05
+    assert make(tmp_path, recipe="paper", update_rule="adam").learning_rate == 0.1
     again = Arguments(**make(tmp_path, recipe="paper").to_dict())
     assert again.learning_rate is None and again.recipe == "paper"
 
@@ -162,5 +163,5 @@ def test_a_dict_makes_the_same_arguments(tmp_path: Path) -> None:
 
 def test_trackers_are_given_plain_values(tmp_path: Path) -> None:
     sanitized = make(tmp_path).to_sanitized_dict()
-    assert sanitized["tse_weight"] == 0.001
+    assert sanitized["learning_rate"] == 0.1
     assert all(isinstance(value, (bool, int, float, str)) for value in sanitized.values())

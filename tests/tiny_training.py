@@ -62,7 +62,7 @@ def make_args(folder: Path | str, **more: Any) -> TransferableVisualPromptTraini
     """Three steps of four rows, every one logged, nothing saved."""
     defaults: dict[str, Any] = {
         "max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "save_strategy": "no",
-        "disable_tqdm": True, "use_cpu": True, "tse_weight": 0.0,
+        "disable_tqdm": True, "use_cpu": True, "fca_weight": 0.005, "tse_weight": 0.0, "block_size": 1,
     }  # fmt: skip
     return TransferableVisualPromptTrainingArguments(str(folder), **(defaults | more))
 

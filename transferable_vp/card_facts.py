@@ -29,7 +29,7 @@ NOT_OF_THE_RECIPE = (
     "resume_from_checkpoint", "do_", "debug", "skip_memory_metrics", "include_", "remove_unused_columns",
 )  # fmt: skip
 # Said by the recipe.
-IN_THE_RECIPE = ("task_weight", "fca_weight", "tse_weight", "update_rule", "learning_rate", "seed")
+IN_THE_RECIPE = ("task_weight", "fca_weight", "tse_weight", "update_rule", "learning_rate", "block_size", "seed")
 # Where `datasets` (5.2) keeps what it made of files of the Hub: OWNER___NAME/CONFIG/VERSION/COMMIT. Its `info` has no
 # revision; only older versions have checksums there, under the files' addresses.
 CACHED = re.compile(r"/[^/]+/[^/]+/[^/]+/(?P<commit>[0-9a-f]{40})/[^/]+\.arrow$")
@@ -46,7 +46,7 @@ class CardFacts:
         task (`dict`, *optional*): `question` (`None`: one per image), `candidates` and `caption`.
         sources (`list[dict]`): Models it was learned on: `id` (a Hub id, or a name), `is_hub`, `revision`, `model_type`.
         datasets (`list[dict]`): What it was learned from: `id` (as above), `is_hub`, `config`, `split`, `revision`.
-        recipe (`dict`): Weights, update rule, learning rate, batch, steps, seed.
+        recipe (`dict`): Weights, update rule, learning rate, block size, batch, steps, seed.
         changed (`dict`): Training arguments that differ from the defaults. No paths, names of the Hub or secrets.
         loss_curve (`list[dict]`): `step`, `loss` and, where they were logged, its terms.
         validation (`dict`): What was last measured during training, by model.
@@ -115,6 +115,7 @@ def facts_of_trainer(
             "weights": ", ".join(f"{name} {value:g}" for name, value in weights.items()),
             "update rule": args.update_rule,
             "learning rate": args.learning_rate,
+            "block size": args.block_size,
             "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "steps": state.global_step,
             "epochs": round(state.epoch or 0, 2),

@@ -371,7 +371,7 @@ def transfer_section(reports: Sequence[dict[str, Any]], weights: str | None) -> 
 
 def _table(report: dict[str, Any], weights: str | None) -> list[str]:
     headers = ["model", "role", "n", *CONDITIONS.values(), "Δ [95 % CI]", "answers", "seeds", "weights"]
-    headers[headers.index("TVP")] = "prompted"
+    headers[headers.index("prompt")] = "prompted"
     current = [target for target in report["targets"] if same_weights(target["weights"], weights)]
     rows = []
     for target in ordered_targets(report):
@@ -398,7 +398,7 @@ def _table(report: dict[str, Any], weights: str | None) -> list[str]:
         "Δ: prompted − zero border, in points, with a 95 % interval (paired bootstrap over the images).",
         *(["*Full image*: the model's own processing."] if "full image" in names else []),
         *(["*Random border*: noise in its place."] if "random border" in names else []),
-        *(["*VP*: a border learned with the task loss only."] if "VP" in names else []),
+        *(["*VP*: a plain visual prompt, learned with the task loss, pixel by pixel."] if "VP" in names else []),
         *(["*Ranked*: the likeliest candidate; *written*: the model's words."] if "answers" in names else []),
         *(["*Earlier*: measured on an earlier version of this prompt."] if "weights" in names else []),
     ]

@@ -23,25 +23,19 @@ from .evaluation import evaluate
 from .html_report import write_html
 from .model_card import CardFacts, facts_of_trainer, write_card
 from .modeling import TransferableVisualPrompt
-from .objectives import TaskSemantics
 from .pictures import save_examples_picture, save_prompt_picture, save_transfer_chart
 from .report import format_table, write_json
 from .surrogate import Surrogate
 from .trainer import TransferableVisualPromptTrainer
-from .training_args import TransferableVisualPromptTrainingArguments
+from .training_args import RECIPES, TransferableVisualPromptTrainingArguments
 from .transfer import transfer_report
 
 
 MEMBERS = ("llava", "idefics3", "paligemma", "instructblip")
-# Rule and learning rate are those of `benchmarks/update_rules.py`, which asks the source's validation images only; the
-# weights are the paper's.
-RECIPE: dict[str, Any] = {
-    "update_rule": "adam",
-    "learning_rate": 0.05,
-    "per_device_train_batch_size": 32,
-    "fca_weight": 0.005,
-    "tse_weight": 0.001,
-}
+# What training does by default, see docs/results_claims.md.
+RECIPE: dict[str, Any] = {**RECIPES["transfer"], "per_device_train_batch_size": 32}
+# A plain visual prompt: the task loss alone, every pixel by itself.
+PLAIN: dict[str, Any] = RECIPE | {"block_size": 1, "fca_weight": 0.0, "tse_weight": 0.0}
 
 
 @dataclass
@@ -98,25 +92,17 @@ class TrainingBar(TrainerCallback):
 
 
 def learn(
-    panel: Panel,
-    source: Surrogate,
-    semantics: TaskSemantics | None,
-    seed: int,
-    steps: int,
-    progress: bool,
+    panel: Panel, source: Surrogate, method: str, seed: int, steps: int, progress: bool
 ) -> tuple[TransferableVisualPrompt, CardFacts]:
-    """Learns one prompt; without `semantics` on the task loss alone (VP), with it on all three losses (TVP). Also gives
-    what its card is to say."""
-    recipe = dict(RECIPE) if semantics is not None else RECIPE | {"fca_weight": 0.0, "tse_weight": 0.0}
+    """Learns one prompt, `"VP"` by `PLAIN` or `"prompt"` by `RECIPE`. Also gives what its card is to say."""
     prompt = TransferableVisualPrompt(TransferableVisualPromptConfig(canvas_size=64, border_size=8))
-    method = "VP" if semantics is None else "TVP"
     with TemporaryDirectory() as folder:
         args = TransferableVisualPromptTrainingArguments(
             folder, max_steps=steps, seed=seed, save_strategy="no", logging_steps=10, disable_tqdm=True,
-            use_cpu=True, **recipe,
+            use_cpu=True, **(PLAIN if method == "VP" else RECIPE),
         )  # fmt: skip
         trainer = TransferableVisualPromptTrainer(
-            prompt, args, source, train_dataset=panel.train, task=panel.task, semantics=semantics,
+            prompt, args, source, train_dataset=panel.train, task=panel.task,
             callbacks=[TrainingBar(f"learning {method} on {source.name}, seed {seed}", disable=not progress)],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
@@ -156,29 +142,28 @@ def run_demo(
     steps, n_train, n_test = (10, 160, 60) if quick else (60, 800, 300)
     print(f"Learning on {source}, offline, from {n_train} images; measuring on {n_test} others.", flush=True)
     models = {name: Surrogate.from_pretrained(str(bundled(f"zoo/{name}"))) for name in MEMBERS}
-    clip = TaskSemantics.from_pretrained(str(bundled("zoo/clip")))
     reports: list[dict[str, Any]] = []
     pictures: dict[str, list[tuple[str, Path]]] = {"chart": [], "prompt": [], "examples": []}
     for panel in make_panels(world, n_train, n_test, quick):
         print(f"\n{panel.title}", flush=True)
-        found: dict[str, list[TransferableVisualPrompt]] = {"VP": [], "TVP": []}
+        found: dict[str, list[TransferableVisualPrompt]] = {"VP": [], "prompt": []}
         facts: list[CardFacts] = []
         for seed in seeds:
-            for method, semantics in (("VP", None), ("TVP", clip)):
-                prompt, known = learn(panel, models[source], semantics, seed, steps, progress)
-                found[method].append(prompt)
-                facts += [known] if method == "TVP" else []
-        settings = {**RECIPE, "steps": steps, "n_train": n_train, "canvas_size": 64, "border_size": 8}
+            for method, prompts in found.items():
+                prompt, known = learn(panel, models[source], method, seed, steps, progress)
+                prompts.append(prompt)
+                facts += [known] if method == "prompt" else []
+        settings = {**RECIPE, "block_size": 8, "steps": steps, "n_train": n_train, "canvas_size": 64, "border_size": 8}
         report = transfer_report(
-            list(models.values()), panel.test, panel.task, found["TVP"], source=[source], title=panel.title,
+            list(models.values()), panel.test, panel.task, found["prompt"], source=[source], title=panel.title,
             baselines=found["VP"], seeds=seeds, settings=settings, progress=progress,
         )  # fmt: skip
         folder = output / ("prompt" if panel.file == "transfer" else "prompt_digits")
-        found["TVP"][0].save_pretrained(folder)
+        found["prompt"][0].save_pretrained(folder)
         write_card(facts[0], folder, reports=[report])
         write_json(report, output / "report" / f"{panel.file}.json")
         held_out = models[MEMBERS[1] if source == MEMBERS[0] else MEMBERS[0]]
-        draw(panel, report, found["TVP"][0], held_out, output / "report", pictures)
+        draw(panel, report, found["prompt"][0], held_out, output / "report", pictures)
         reports.append(report)
         print("\n" + format_table(report) + "\n", flush=True)
     command = shlex.join(["transferable-vp", "demo", "--source", source, "--seeds", *map(str, seeds),

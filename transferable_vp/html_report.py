@@ -23,9 +23,9 @@ TERMS = {
     "full image": "the picture as it is, without any frame",
     "zero border": "the picture shrunk into a black frame; shrinking alone can cost accuracy, so this is the baseline",
     "random border": "the same with noise as the frame",
-    "VP": "a frame learned with the task loss alone",
-    "TVP": "the transferable visual prompt: learned with the task loss and two losses meant to help it transfer",
-    "Δ": "TVP minus zero border, in percentage points; negative means that the prompt hurts",
+    "VP": "a plain visual prompt: a frame learned with the task loss, pixel by pixel",
+    "prompt": "the transferable visual prompt, as it was trained",
+    "Δ": "prompt minus zero border, in percentage points; negative means that the prompt hurts",
     "95% CI": "where Δ may lie, had other examples been drawn (paired bootstrap); if 0 is inside, the change may be "
     "chance. Δ is bold where it is not. The spread between trainings is not covered",
     "source": "the model that the prompt was learned on (shaded)",
@@ -36,7 +36,7 @@ TERMS = {
 PANELS = {
     "chart": (
         "Transfer",
-        "Left: accuracy of each model under every condition. Right: Δ, the gain of TVP over the zero border, with its "
+        "Left: accuracy of each model under every condition. Right: Δ, the gain of the prompt over the zero border, with its "
         "95% interval; right of the 0 line the prompt helps, left of it it hurts, and an interval that crosses the "
         "line may be chance.",
     ),

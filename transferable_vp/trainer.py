@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,18 @@ from .trainer_hub import HubTrainer
 from .training_args import TransferableVisualPromptTrainingArguments
 
 
+def _refuse_other_splitting(args: TransferableVisualPromptTrainingArguments) -> None:
+    # FSDP comes from the launcher by way of the environment only; DeepSpeed is in `args` either way.
+    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    kind = "DeepSpeed" if args.deepspeed_plugin is not None else "FSDP" if fsdp else None
+    if kind is not None:
+        raise ValueError(
+            f"Got a configuration of {kind} for the model that is trained, which is a prompt of some hundred kilobytes and "
+            "is never split: start without it, as with examples/accelerate_configs/fsdp2.yaml, and give "
+            "`shard_surrogates=True` to split the surrogates over the processes."
+        )
+
+
 class TransferableVisualPromptTrainer(HubTrainer):
     r"""
     Learns a [`TransferableVisualPrompt`] on one or several frozen models.
@@ -43,7 +56,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
         train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or a sequence of `dict`): See [`Task`].
         eval_dataset (same types, or a `dict` of them, *optional*): Validation data for the surrogates.
         task ([`Task`], *optional*): How to read rows. Defaults to `Task.infer(train_dataset)`.
-        semantics ([`TaskSemantics`], *optional*): The CLIP behind TSE. Needed unless `args.tse_weight` is 0.
+        semantics ([`TaskSemantics`], *optional*): The CLIP behind TSE. Needed where `args.tse_weight` is not 0.
         objectives (`Sequence[Objective]`, *optional*): Further terms of the loss.
         targets (`Sequence[Surrogate]`, *optional*): Models to measure at every evaluation. They choose nothing.
         card (`Mapping`, *optional*):
@@ -52,7 +65,8 @@ class TransferableVisualPromptTrainer(HubTrainer):
         kwargs: Further arguments of [`~transformers.Trainer`], such as `callbacks` or `optimizers`.
 
     Raises:
-        ValueError: If TSE has a weight but no CLIP, if there is no surrogate, or a column is missing.
+        ValueError: If TSE has a weight but no CLIP, if there is no surrogate, a column is missing, or accelerate is to
+            split the prompt (its DeepSpeed and FSDP types).
         TypeError: If a surrogate's image processor passes no gradient.
 
     Example:
@@ -63,7 +77,6 @@ class TransferableVisualPromptTrainer(HubTrainer):
     ...     args=TransferableVisualPromptTrainingArguments("runs/cifar10"),
     ...     surrogates=Surrogate.from_pretrained("llava-hf/llava-1.5-7b-hf"),
     ...     train_dataset=load_dataset("uoft-cs/cifar10", split="train"),
-    ...     semantics=TaskSemantics.from_pretrained("openai/clip-vit-base-patch32"),
     ... )  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
     ```
@@ -91,6 +104,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
         card: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        _refuse_other_splitting(args)
         self.surrogates = [surrogates] if isinstance(surrogates, Surrogate) else list(surrogates)
         self.targets = list(targets)
         self.card = {name: value for name, value in (card or {}).items() if value is not None}
@@ -113,6 +127,9 @@ class TransferableVisualPromptTrainer(HubTrainer):
         if args.learning_rate is None:
             # Recipe "paper": a step's length over n pixels grows with the square root of n.
             args.learning_rate = 10.0 * model.config.canvas_size / 224
+        if args.block_size is None:
+            # Recipe "transfer": blocks of 8 served best on the canvas of 64 pixels that it was searched on.
+            args.block_size = max(1, model.config.canvas_size // 8)
         self.objectives = [
             Objective("task", task_loss, args.task_weight),
             Objective("fca", FeatureConsistency(), args.fca_weight),
@@ -136,7 +153,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
         self._clean_features = CleanFeatures(self.surrogates, args.clean_features_cache * 1e9)
         if args.shard_surrogates:
             for surrogate in self.surrogates:
-                surrogate.shard(args.device)
+                surrogate.shard(args.device, args.shard_backend)
         if args.surrogate_gradient_checkpointing:
             for surrogate in self.surrogates:
                 surrogate.enable_gradient_checkpointing()

@@ -38,8 +38,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from transferable_vp import Surrogate, TaskSemantics, TransferableVisualPromptConfig
 from transferable_vp.bundled import bundled
-from transferable_vp.demo import MEMBERS, RECIPE, versions
+from transferable_vp.demo import MEMBERS, versions
 from transferable_vp.report import make_folder
+from transferable_vp.training_args import RECIPES
 
 
 @dataclass
@@ -84,11 +85,9 @@ class BaselineArguments:
     max_steps: int = field(default=50, metadata={"help": "Steps of every training."})
     batch_size: int = field(default=16, metadata={"help": "Rows per step."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
-    learning_rate: float = field(
-        default=RECIPE["learning_rate"], metadata={"help": "Of VP, FCA, TSE and TVP; EVP's rule has its own."}
-    )
-    fca_weight: float = field(default=RECIPE["fca_weight"], metadata={"help": "Weight of FCA."})
-    tse_weight: float = field(default=RECIPE["tse_weight"], metadata={"help": "Weight of TSE."})
+    learning_rate: float = field(default=0.05, metadata={"help": "Of VP, FCA, TSE and TVP; EVP's rule has its own."})
+    fca_weight: float = field(default=RECIPES["paper"]["fca_weight"], metadata={"help": "Weight of FCA."})
+    tse_weight: float = field(default=RECIPES["paper"]["tse_weight"], metadata={"help": "Weight of TSE."})
     lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA's matrices."})
     lora_learning_rates: list[float] = field(
         default_factory=lambda: list(lora.LEARNING_RATES), metadata={"help": "Rates that LoRA chooses from."}

@@ -18,6 +18,7 @@ from transferable_vp import (
     TransferableVisualPromptTrainingArguments,
 )
 from transferable_vp.demo import TrainingBar
+from transferable_vp.training_args import RECIPES
 
 
 class Recipe(NamedTuple):
@@ -45,6 +46,7 @@ VISUAL_PROMPTS = {
     "fca_only": Recipe("FCA only", {"tse_weight": 0.0}),
     "tse_only": Recipe("TSE only", {"fca_weight": 0.0}),
     "tvp": Recipe("TVP", {}),
+    "transfer": Recipe("transfer recipe", RECIPES["transfer"]),
 }
 
 
@@ -80,7 +82,7 @@ def learn_visual_prompt(
         args = TransferableVisualPromptTrainingArguments(
             folder, max_steps=len(rows) // batch_size, per_device_train_batch_size=batch_size, seed=seed,
             train_sampling_strategy="sequential", save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            use_cpu=source.device.type == "cpu", **(weights | recipe.overrides),
+            use_cpu=source.device.type == "cpu", **({"block_size": 1} | weights | recipe.overrides),
         )  # fmt: skip
         trainer = TransferableVisualPromptTrainer(
             TransferableVisualPrompt(geometry), args, source, train_dataset=rows,

@@ -221,7 +221,7 @@ def variants(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) 
 
 
 def other_tasks(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) -> Iterator[Cell]:
-    """Digits, where nothing built in helps, and the borders of the task that is only measured."""
+    """Digits, where no light is changed, and the borders of the task that is only measured."""
     for task in ("digits", "water"):
         yield from borders(zoo, task, (seed,))
     yield from trainings(zoo, "digits", members, CORE_TRAININGS, seed)

@@ -21,7 +21,7 @@ DEVELOPMENT = ("llava", "idefics3", "instructblip")
 ZOO = "0"
 AXES: dict[str, tuple[Any, ...]] = {
     "learning_rate": (0.02, 0.1),
-    "block_size": (4, 8, 16),
+    "block_size": (4, 8, 16, 64),
     "diversity_shift": (2,),
     "diversity_noise": (0.1,),
     "diversity_scale": (0.25,),

@@ -9,6 +9,7 @@ import numpy as np
 
 from .data import TASKS
 from .plan import CONDITIONS, CONTROL, FAMILIES, TASKS_OF_THE_MEAN
+from .search import ZOO as SEARCHED_ZOO
 
 
 NOTHING = "-"
@@ -168,7 +169,8 @@ def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
         "colour of the light. Colour tasks are asked under a light that no picture was taken under in training. "
         f"The zoo `{CONTROL}` learned from a world without that cue. In `ink` the handwriting is real (scikit-learn's scans; "
         "no writer is known, so one may be in training and in test), while ink, ground and light are drawn. In `digits` the "
-        "pictures are real and no light is changed. Pairs of `blip2` and `instructblip` share a frozen vision tower.\n",
+        "pictures are real and no light is changed; the world has a cue for them too, as a coloured plate mostly carries a "
+        "digit. Pairs of `blip2` and `instructblip` share a frozen vision tower.\n",
         "## In short\n", f"Mean over {' and '.join(f'`{task}`' for task in summary['tasks'])}:\n", headline(summary) + "\n",
         f"`{summary['real_task']}` with the transfer recipe: held-out "
         f"{points(summary['real_task_heldout_gain'], summary['real_task_ci95'])}; by family "
@@ -197,9 +199,17 @@ def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
             "## The search\n",
             f"`{search['command']}`: {', '.join(f'`{name}`' for name in search['development'])} of zoo {search['zoo']} only, "
             f"on validation pictures of {' and '.join(search['tasks'])}; seeds {', '.join(map(str, search['seeds']))}. "
-            "Held-out is what chose: the mean gain of the two members that were not learned on.\n",
+            "Held-out is what chose: the mean gain of the two members that were not learned on. `plain` is the task loss by "
+            "Adam at 0.05, pixel by pixel; a name with `=` says what differs from that. A `share` is a weight at which the "
+            "term is that share of the task loss.\n",
             search_table(search) + "\n",
         ]  # fmt: skip
+    others = [zoo for zoo in summary["zoos"] if zoo != SEARCHED_ZOO]
+    parts += [
+        "## Make it again\n", "<!-- not run: it takes hours -->\n```bash",
+        *(f"python zoo/train.py --zoo_seed {zoo} --output_dir runs/zoos/{zoo}" for zoo in others),
+        f"{result['command']}\n```\n",
+    ]  # fmt: skip
     parts += [f"Machine: {result['machine']}. Versions: "
               + ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + ".\n"]  # fmt: skip
     return "\n".join(parts)
