@@ -15,6 +15,7 @@ In one run, on the same model, batch and precision:
 - `lora`: a PEFT LoRA step of rank 8 beside every linear layer but the head, as in `examples/baselines`, with AdamW;
   `lora_qv`: beside the queries and values of the language model only, so that nothing goes back into the image encoder.
   Inputs are ready.
+- with `--compile`, `floor_compiled` and `ours_compiled`: the first and `ours` with the surrogate in `torch.compile`.
 
 The contenders take turns, round by round. A ratio is the median over rounds of the ratio within a round, of CPU time on
 the CPU (one thread: other processes then disturb little) and of wall time on a GPU. Memory is what a contender keeps (the
@@ -138,31 +139,43 @@ def floor(batch: Batch, whole_head: bool = False) -> Contender:
     return Contender(step, lambda: [*surrogate.model.parameters(), *tensors(inputs)])
 
 
-def ours(batch: Batch, folder: str, sources: int = 1, **arguments: Any) -> Contender:
-    """The Trainer's own step, with its optimizer and schedule; on as many sources, which share their weights."""
+def new_trainer(
+    batch: Batch, folder: str, sources: int = 1, train_dataset: Any = None, **arguments: Any
+) -> TransferableVisualPromptTrainer:
+    """A trainer about to take its first step; on several sources, which share their weights."""
     trainer = TransferableVisualPromptTrainer(
         model=TransferableVisualPrompt(batch.geometry),
         args=TransferableVisualPromptTrainingArguments(
             folder, max_steps=100, use_cpu=batch.surrogate.device.type == "cpu", disable_tqdm=True, save_strategy="no",
-            **arguments,
+            **({"fca_weight": 0.005, "tse_weight": 0.001} | arguments),
         ),
         surrogates=[batch.surrogate] * sources,
         semantics=batch.semantics,
         task=Task(),
+        train_dataset=train_dataset,
     )  # fmt: skip
     trainer.create_optimizer_and_scheduler(100)
-    model = trainer.model
     trainer.current_gradient_accumulation_steps = 1
+    return trainer
 
-    def step() -> torch.Tensor:
-        loss = trainer.training_step(model, batch.inputs)
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-        model.zero_grad()
-        return loss
 
-    parts = (model, batch.surrogate.model, batch.semantics.model)
-    return Contender(step, lambda: [p for part in parts for p in part.parameters()] + states(trainer.optimizer))
+def take_step(trainer: TransferableVisualPromptTrainer, batch: Batch) -> torch.Tensor:
+    """The Trainer's own step, with its optimizer and schedule."""
+    loss = trainer.training_step(trainer.model, batch.inputs)
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    trainer.model.zero_grad()
+    return loss
+
+
+def ours(batch: Batch, folder: str, sources: int = 1, **arguments: Any) -> Contender:
+    """See [`take_step`]."""
+    trainer = new_trainer(batch, folder, sources, **arguments)
+    parts = (trainer.model, batch.surrogate.model, batch.semantics.model)
+    return Contender(
+        lambda: take_step(trainer, batch),
+        lambda: [p for part in parts for p in part.parameters()] + states(trainer.optimizer),
+    )
 
 
 class PaperLoop:
@@ -253,13 +266,23 @@ def paper_loop(batch: Batch) -> Contender:
     return Contender(loop.step, lambda: [*loop.model.parameters(), *loop.clip.parameters()])
 
 
+def twin(batch: Batch) -> Any:
+    """The surrogate's layers copied, for what changes them in place; the weights are the same tensors."""
+    shared = {id(p): p for p in [*batch.surrogate.model.parameters(), *batch.surrogate.model.buffers()]}
+    return copy.deepcopy(batch.surrogate.model, shared)
+
+
+def compiled(batch: Batch) -> Batch:
+    """The same batch for the same weights behind `torch.compile`."""
+    own = batch.surrogate
+    fast = Surrogate(torch.compile(twin(batch)), own.processor, own.name, prompt_template=own.prompt_template)
+    return dataclasses.replace(batch, surrogate=fast)
+
+
 def lora(batch: Batch, targets: str) -> Contender:
     """Forward, backward to the matrices beside `targets`, and a step of AdamW."""
     inputs, start, labels = encoded(batch)
-    # The layers are copied, as PEFT changes them in place; the weights are the same tensors.
-    shared = {id(p): p for p in [*batch.surrogate.model.parameters(), *batch.surrogate.model.buffers()]}
-    own = copy.deepcopy(batch.surrogate.model, shared)
-    model = get_peft_model(own, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
+    model = get_peft_model(twin(batch), LoraConfig(r=8, lora_alpha=16, target_modules=targets))
     surrogate = Surrogate(model, batch.surrogate.processor, prompt_template=batch.surrogate.prompt_template)
     adapter = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
     for parameter in adapter:
@@ -323,22 +346,22 @@ def matmul_rate(side: int = 8192, repeats: int = 20) -> float:
     return 2 * side**3 * repeats / seconds(multiply, "cuda")[1]
 
 
-def measure(batch: Batch, rounds: int, device: str) -> dict[str, Any]:
+def measure(batch: Batch, rounds: int, device: str, compile: bool = False) -> dict[str, Any]:
     """Every contender's seconds, memory and operations, and the ratios between them."""
     # One epoch after the other over the same batch: with a cache, the second step meets the images again.
-    caches = any(
-        f.name == "clean_features_cache" for f in dataclasses.fields(TransferableVisualPromptTrainingArguments)
-    )
     with tempfile.TemporaryDirectory() as folder:
         contenders = {
             "floor": floor(batch),
             "floor_whole_head": floor(batch, whole_head=True),
             "ours": ours(batch, folder),
-            **({"ours_cached": ours(batch, folder, clean_features_cache=1.0)} if caches else {}),
+            "ours_cached": ours(batch, folder, clean_features_cache=1.0),
             "paper_loop": paper_loop(batch),
             "lora": lora(batch, "all-linear"),
             "lora_qv": lora(batch, r".*language_model.*\.(q_proj|v_proj)"),
         }
+        if compile:
+            fast = compiled(batch)
+            contenders |= {"floor_compiled": floor(fast), "ours_compiled": ours(fast, folder)}
         found: dict[str, dict[str, Any]] = {}
         for name, contender in contenders.items():
             contender.step()  # makes caches and optimizer states
@@ -359,17 +382,21 @@ def measure(batch: Batch, rounds: int, device: str) -> dict[str, Any]:
 
     figures: dict[str, Any] = {"seconds": {name: statistics.median(row[clock]) for name, row in found.items()}}
     for name, suffix in (("ours", "_first_epoch"), ("ours_cached", "")):
-        if name in found:
-            figures |= {
-                f"time_vs_floor{suffix}": ratio(name, "floor"),
-                f"time_vs_floor_whole_head{suffix}": ratio(name, "floor_whole_head"),
-                f"speedup_vs_paper_loop{suffix}": ratio("paper_loop", name),
-                f"time_vs_lora{suffix}": ratio(name, "lora"),
-                f"time_vs_lora_qv{suffix}": ratio(name, "lora_qv"),
-                f"memory_vs_floor{suffix}": found[name]["bytes"] / found["floor"]["bytes"],
-                f"gflop_vs_floor{suffix}": found[name]["gflop"] / found["floor"]["gflop"],
-                f"gflop_saved_vs_paper_loop{suffix}": found["paper_loop"]["gflop"] / found[name]["gflop"],
-            }
+        figures |= {
+            f"time_vs_floor{suffix}": ratio(name, "floor"),
+            f"time_vs_floor_whole_head{suffix}": ratio(name, "floor_whole_head"),
+            f"speedup_vs_paper_loop{suffix}": ratio("paper_loop", name),
+            f"time_vs_lora{suffix}": ratio(name, "lora"),
+            f"time_vs_lora_qv{suffix}": ratio(name, "lora_qv"),
+            f"memory_vs_floor{suffix}": found[name]["bytes"] / found["floor"]["bytes"],
+            f"gflop_vs_floor{suffix}": found[name]["gflop"] / found["floor"]["gflop"],
+            f"gflop_saved_vs_paper_loop{suffix}": found["paper_loop"]["gflop"] / found[name]["gflop"],
+        }
+    if compile:
+        figures |= {
+            "compiled_vs_ours": ratio("ours_compiled", "ours"),
+            "compiled_vs_compiled_floor": ratio("ours_compiled", "floor_compiled"),
+        }
     return figures | {"contenders": found}
 
 
@@ -382,6 +409,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="steps of each contender (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: %(default)s")
+    parser.add_argument("--compile", action="store_true", help="floor and our step with a compiled surrogate too")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", help="write the figures here too")
     args = parser.parse_args()
@@ -390,7 +418,7 @@ def main() -> None:
     for shape in args.shapes:
         rows = args.batch or (16 if args.size == "full" else {"llava": 4, "instructblip": 6}[shape])
         batch = make_batch(shape, args.size, rows, args.device, getattr(torch, args.dtype))
-        found[shape] = {"batch": rows, **measure(batch, args.rounds, args.device)}
+        found[shape] = {"batch": rows, **measure(batch, args.rounds, args.device, args.compile)}
         del batch
         print(f"{shape}, {rows} images a step", flush=True)
         for name, row in found[shape]["contenders"].items():
@@ -402,11 +430,7 @@ def main() -> None:
         for suffix in ("", "_first_epoch"):
             # The worse of the shapes; but InstructBLIP is the one that the paper's loop was made for.
             asked = {"instructblip"} & set(found) if key == "speedup_vs_paper_loop" else set()
-            values = [
-                row[key + suffix] for shape, row in found.items() if key + suffix in row and shape in (asked or found)
-            ]
-            if values:
-                figures[key + suffix] = max(values)
+            figures[key + suffix] = max(row[key + suffix] for shape, row in found.items() if shape in (asked or found))
     if args.device == "cuda":
         rate = matmul_rate()
         figures["bf16_matmul_tflops"] = rate / 1e12

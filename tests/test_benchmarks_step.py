@@ -1,4 +1,4 @@
-"""benchmarks/step.py: every contender computes what it says, at toy size."""
+"""benchmarks/step.py: every contender computes what it says, at toy size; and profile_step.py, what it charges to whom."""
 
 from __future__ import annotations
 
@@ -26,14 +26,23 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 shapes = pytest.mark.parametrize("shape", ["llava", "instructblip"])
 
 
-@pytest.fixture(scope="module")
-def step() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_step", FOLDER / "step.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_step"] = module
+    sys.modules[f"benchmark_{name}"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def step() -> ModuleType:
+    return load("step")
+
+
+@pytest.fixture(scope="module")
+def profiled(step: ModuleType) -> ModuleType:
+    return load("profile_step")
 
 
 @pytest.fixture
@@ -61,7 +70,8 @@ def test_our_step_is_the_trainers(step: ModuleType, batch: Any, tmp_path: Path) 
         model=TransferableVisualPrompt(batch.geometry),
         args=TransferableVisualPromptTrainingArguments(
             str(tmp_path), max_steps=100, per_device_train_batch_size=3, use_cpu=True, disable_tqdm=True,
-            save_strategy="no", logging_steps=1, train_sampling_strategy="sequential",
+            save_strategy="no", logging_steps=1, train_sampling_strategy="sequential", fca_weight=0.005,
+            tse_weight=0.001,
         ),
         surrogates=batch.surrogate, semantics=batch.semantics, train_dataset=rows,
         task=Task(question_column="question", caption="w4 {answer}"), callbacks=[Stop()],
@@ -140,13 +150,67 @@ def test_memory_is_what_a_step_allocates(step: ModuleType) -> None:
 @shapes
 def test_all_is_measured(step: ModuleType, batch: Any) -> None:
     found = step.measure(batch, 2, "cpu")
-    names = {"floor", "floor_whole_head", "ours", "paper_loop", "lora", "lora_qv"}
-    assert names <= found["contenders"].keys()
+    names = {"floor", "floor_whole_head", "ours", "ours_cached", "paper_loop", "lora", "lora_qv"}
+    assert names == found["contenders"].keys()
     assert all(len(row["cpu_seconds"]) == 2 and row["gflop"] > 0 for row in found["contenders"].values())
     for key in ("time_vs_floor", "speedup_vs_paper_loop", "time_vs_lora", "memory_vs_floor"):
-        assert found[f"{key}_first_epoch"] > 0
+        assert found[f"{key}_first_epoch"] > 0 and found[key] > 0
     flops = {name: row["gflop"] for name, row in found["contenders"].items()}
-    assert flops["floor"] < flops["ours"] < flops["paper_loop"]
+    assert flops["floor"] < flops["ours_cached"] < flops["ours"] < flops["paper_loop"]
+
+
+def test_a_clock_charges_the_part_that_runs(profiled: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(profiled.time, "process_time", lambda: now[0])
+    clock = profiled.Clock()
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    inner = clock.timed("inner", wait, {"clean": "inner of clean"})
+    outer = clock.timed("outer", lambda: (wait(1), inner(2), wait(4)))
+    clean = clock.timed("clean", lambda: (wait(8), inner(16)))
+    wait(32)
+    outer(), clean()
+    x = torch.ones(1, requires_grad=True)
+    marked = clock.at_gradient(x * 2, "to the mark")
+    after = x.register_hook(lambda gradient: wait(128))
+    backward = clock.timed("after the mark", (marked * 3).backward)
+    wait(64)
+    backward(), after.remove()
+    assert clock.spent == {
+        "trainer": 96, "outer": 5, "inner": 2, "clean": 8, "inner of clean": 16, "to the mark": 0, "after the mark": 128,
+    }  # fmt: skip
+
+
+@shapes
+def test_every_part_of_a_step_is_charged_and_the_step_stays_the_same(
+    profiled: ModuleType, step: ModuleType, batch: Any, shape: str, tmp_path: Path
+) -> None:
+    plain = step.new_trainer(batch, str(tmp_path / "plain"), seed=1)
+    expected = [step.take_step(plain, batch).item() for _ in range(2)]
+    for cache in (0.0, 1.0):
+        # A model of its own, as the clock stays in it.
+        own = step.make_batch(shape, "toy", 3)
+        trainer, clock = (
+            step.new_trainer(own, str(tmp_path / str(cache)), seed=1, clean_features_cache=cache),
+            profiled.Clock(),
+        )
+        profiled.watched(trainer, clock)
+        losses = [step.take_step(trainer, own).item()]
+        clock.spent.clear()
+        losses.append(step.take_step(trainer, own).item())
+        clock.charge()
+        assert losses == pytest.approx(expected, abs=1e-5)
+        # The features that are kept need no encoder.
+        assert set(profiled.PARTS) - set(clock.spent) == ({"clean_encode"} if cache else set())
+        assert set(clock.spent) <= set(profiled.PARTS)
+    found = {"shapes": {shape: {"batch": 3, "loader_seconds": 0.3, "seconds": {
+        epoch: dict.fromkeys(profiled.PARTS, 0.5) for epoch in ("first_epoch", "later_epochs")}}},
+        "settings": {"size": "toy", "threads": 1, "rounds": 1}, "versions": {"torch": "1", "transformers": "2"}}  # fmt: skip
+    assert "| CLIP, forward | 500.0 | 0.500 | 500.0 | 0.500 |" in profiled.table(found)
+    assert "| **all of it** | 7000.0 | 7.000 | 7000.0 | 7.000 |" in profiled.table(found)
+    assert "takes 100.0 ms of a core" in profiled.table(found)
 
 
 def count_calls(model: Any, name: str) -> list[int]:

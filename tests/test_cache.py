@@ -94,6 +94,13 @@ class TestFingerprint:
         assert fingerprint(make()) == fingerprint(make())
         assert fingerprint(make()).startswith("tiny ")
 
+    def test_having_been_asked_changes_nothing(self, make: Callable[..., Surrogate]) -> None:
+        asked = make()
+        before = fingerprint(asked)
+        asked.tokenizer(["one", "two of them"], padding=True, truncation=True, max_length=3)
+        assert asked.tokenizer.backend_tokenizer.padding and asked.tokenizer.backend_tokenizer.truncation
+        assert fingerprint(asked) == before
+
     def test_of_another_it_is_another(self, make: Callable[..., Surrogate]) -> None:
         changed_weight, changed_processor, changed_chat, half = make(), make(), make(), make()
         with torch.no_grad():
@@ -113,4 +120,10 @@ class TestFingerprint:
         surrogate = make()
         surrogate.model = copy.deepcopy(surrogate.model).to("meta")
         with pytest.raises(TypeError, match=r"not in memory.*without a cache"):
+            fingerprint(surrogate)
+
+    def test_weights_that_are_split(self, make: Callable[..., Surrogate]) -> None:
+        surrogate = make()
+        surrogate.is_sharded = True  # as `shard` leaves it, which needs several processes
+        with pytest.raises(TypeError, match=r"weights of tiny are split over processes.*without a cache"):
             fingerprint(surrogate)

@@ -84,8 +84,14 @@ def fingerprint(surrogate: Surrogate) -> str:
     """A text that is another for another model, other weights or another processor.
 
     Raises:
-        TypeError: If the weights are not in memory, as when a `device_map` puts some on disk.
+        TypeError: If the weights are not in memory, as when a `device_map` puts some on disk, or are split over processes.
     """
+    if surrogate.is_sharded:
+        # Each process has another part, or none: DeepSpeed leaves nothing in a weight's place, whatever it was.
+        raise TypeError(
+            f"The weights of {surrogate.name} are split over processes, so answers cannot be kept for them: evaluate "
+            "without a cache, or before the model is split."
+        )
     digest = hashlib.blake2b(digest_size=16)
     processor = surrogate.processor
     tokenizer = getattr(surrogate.tokenizer, "backend_tokenizer", None)
@@ -108,7 +114,7 @@ def fingerprint(surrogate: Surrogate) -> str:
             sorted((name, str(value)) for name, value in (getattr(surrogate.model, "peft_config", None) or {}).items())
         ),
         f"{surrogate.base_model.config._attn_implementation} {surrogate.device.type} {torch.__version__}",
-        tokenizer.to_str() if tokenizer is not None else str(surrogate.tokenizer.get_vocab()),
+        _tokenizer_text(tokenizer) if tokenizer is not None else str(surrogate.tokenizer.get_vocab()),
     ):
         digest.update(part.encode())
     for name, tensor in sorted(
@@ -118,6 +124,12 @@ def fingerprint(surrogate: Surrogate) -> str:
         for plain in _plain(tensor.detach(), name):
             digest.update(plain.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return f"{surrogate.name} {digest.hexdigest()}"
+
+
+def _tokenizer_text(tokenizer: Any) -> str:
+    # A call leaves its padding and truncation behind; a model that was asked before is no other model.
+    kept = json.loads(tokenizer.to_str()) | {"padding": None, "truncation": None}
+    return json.dumps(kept, sort_keys=True)
 
 
 def _plain(tensor: torch.Tensor, name: str) -> Iterator[torch.Tensor]:

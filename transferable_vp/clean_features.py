@@ -29,6 +29,8 @@ class CleanFeatures:
     def __init__(self, surrogates: Sequence[Surrogate], limit: float = 0.0) -> None:
         self.surrogates, self.limit, self.nbytes = surrogates, limit, 0
         self._kept: dict[Key, torch.Tensor] = {}
+        # Of a model spread over devices, the features need not lie where its inputs go.
+        self._places: dict[int, torch.device] = {}
 
     @torch.no_grad()
     def __call__(
@@ -57,11 +59,12 @@ class CleanFeatures:
             made: dict[int, torch.Tensor] = {}
             for group in groups:
                 features = self._made(surrogate, prompt, images, questions, group)
+                self._places[index] = features.device
                 made |= dict(zip(group, features.chunk(len(group)), strict=True))
             for row, part in made.items():
                 self._keep(keys[row], part, surrogate.model.dtype)
             parts = [made[row] if row in made else self._kept[key] for row, key in enumerate(keys)]
-            found.append(torch.cat([part.to(surrogate.device, torch.float32) for part in parts]))
+            found.append(torch.cat([part.to(self._places[index], torch.float32) for part in parts]))
         return found
 
     def _made(

@@ -208,10 +208,15 @@ class Surrogate:
         """Recomputes every layer in the backward pass instead of keeping its activations."""
         self._recomputed = checkpoint_layers(self.model)
 
-    def shard(self, device: torch.device | str) -> Surrogate:
-        """Splits the layers over all processes and puts them on `device`, this process's, in place; see
+    def shard(self, device: torch.device | str, backend: str = "fsdp2") -> Surrogate:
+        """Splits the weights over all processes and puts them on `device`, this process's, in place; see
         [`shard_layers`]. From then on all processes must run the model equally often. Returns the surrogate."""
-        shard_layers(self.model, device)
+        if backend == "deepspeed" and self._recomputed:
+            raise ValueError(
+                f"The layers of {self.name} are recomputed in the backward pass, which has not been tried with DeepSpeed: "
+                "shard with 'fsdp2', or load it without `gradient_checkpointing`."
+            )
+        shard_layers(self.model, device, backend)
         self.is_sharded = True
         return self
 
