@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transferable_vp.report import check_report, format_table, paired_bootstrap, read_json, write_json
+from transferable_vp.report import check_report, format_table, gains_of, paired_bootstrap, read_json, write_json
 
 
 def make_target(model: str, is_source: bool, accuracies: list[float], interval: list[float]) -> dict[str, Any]:
@@ -54,15 +54,15 @@ def report() -> dict[str, Any]:
 def test_table_lines(report: dict[str, Any]) -> None:
     assert format_table(report).splitlines() == [
         "Task: colour under green light · source: llava · seeds: 0, 1",
-        "Accuracy in %; Δ = TVP − zero border, in points.",
+        "Accuracy in %; Δ = prompt − zero border, in points.",
         "",
-        "                              full    zero  random                                95%",
-        "model         role        n  image  border  border    VP   TVP      Δ              CI",
-        "─" * 85,
-        "zoo/llava     source    600   41.0    37.0    30.0  60.0  62.0  +25.0  [+21.0, +29.0]",
-        "zoo/blip-2    held-out  600   44.0    39.0    33.0  47.0  53.0  +14.0  [+10.0, +18.0]",
-        "zoo/qwen2-vl  held-out  600   50.0    45.0    41.0  44.0  46.0   +1.0    [-2.0, +4.0]",
-        "─" * 85,
+        "                              full    zero  random                                  95%",
+        "model         role        n  image  border  border    VP  prompt      Δ              CI",
+        "─" * 87,
+        "zoo/llava     source    600   41.0    37.0    30.0  60.0    62.0  +25.0  [+21.0, +29.0]",
+        "zoo/blip-2    held-out  600   44.0    39.0    33.0  47.0    53.0  +14.0  [+10.0, +18.0]",
+        "zoo/qwen2-vl  held-out  600   50.0    45.0    41.0  44.0    46.0   +1.0    [-2.0, +4.0]",
+        "─" * 87,
         "held-out models improved: 2 of 2 (interval above zero: 1 of 2)",
     ]
 
@@ -70,7 +70,7 @@ def test_table_lines(report: dict[str, Any]) -> None:
 def test_table_shows_a_loss(report: dict[str, Any]) -> None:
     report["targets"].append(make_target("zoo/idefics3", False, [0.48, 0.46, 0.45, 0.40, 0.405], [-0.09, -0.02]))
     lines = format_table(report).splitlines()
-    assert lines[-3] == "zoo/idefics3  held-out  600   48.0    46.0    45.0  40.0  40.5   -5.5    [-9.0, -2.0]"
+    assert lines[-3] == "zoo/idefics3  held-out  600   48.0    46.0    45.0  40.0    40.5   -5.5    [-9.0, -2.0]"
     assert lines[-1] == (
         "held-out models improved: 2 of 3 (interval above zero: 1 of 3); "
         "worsened: 1 of 3 (interval below zero: 1 of 3)"
@@ -85,7 +85,7 @@ def test_table_shows_a_dash_for_what_nobody_measured(report: dict[str, Any], abs
             del target[key]
         else:
             target[key] = None
-    assert "zoo/llava     source    600      –    37.0       –     –  62.0  +25.0  [+21.0, +29.0]" in format_table(
+    assert "zoo/llava     source    600      –    37.0       –     –    62.0  +25.0  [+21.0, +29.0]" in format_table(
         report
     )
 
@@ -178,6 +178,28 @@ def test_json_of_another_kind(tmp_path: Path) -> None:
     path.write_text(json.dumps([1, 2]))
     with pytest.raises(ValueError, match=r'transfer\.json is not a transfer report: .* lacks the key "source"'):
         read_json(path)
+
+
+# Several reports
+
+
+def test_gains_of_reports_are_points_by_source_and_target(report: dict[str, Any]) -> None:
+    gains, intervals = gains_of([report, report | {"source": "llava + blip-2", "targets": report["targets"][:1]}])
+    assert gains == {
+        "llava": pytest.approx({"zoo/blip-2": 14.0, "zoo/llava": 25.0, "zoo/qwen2-vl": 1.0}),
+        "llava + blip-2": pytest.approx({"zoo/blip-2": 14.0}),
+    }
+    assert intervals["llava"]["zoo/qwen2-vl"] == pytest.approx((-2.0, 4.0))
+    assert list(intervals["llava + blip-2"]) == ["zoo/blip-2"]
+
+
+def test_gains_of_reports_that_do_not_belong_together(report: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="A heat map is of one task; got \\['colour under green light', 'digits'\\]"):
+        gains_of([report, report | {"task": "digits"}])
+    with pytest.raises(ValueError, match="Several reports have the source 'llava'"):
+        gains_of([report, report])
+    with pytest.raises(ValueError, match="A heat map is of one task; got \\[\\]"):
+        gains_of([])
 
 
 # Bootstrap

@@ -41,7 +41,7 @@ CONDITIONS = {
     "zero_border": "zero border",
     "random_border": "random border",
     "vp": "VP",
-    "tvp": "TVP",
+    "tvp": "prompt",
 }
 HEADERS = ("model", "role", "n", *CONDITIONS.values(), "Δ", "95% CI")
 
@@ -169,7 +169,7 @@ def format_table(report: Mapping[str, Any]) -> str:
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     lines = [
         heading(report),
-        f"{quantity(report).capitalize() if quantity(report) == 'accuracy' else quantity(report)} in %; Δ = TVP − zero border, in points.",
+        f"{quantity(report).capitalize() if quantity(report) == 'accuracy' else quantity(report)} in %; Δ = prompt − zero border, in points.",
         "",
     ]
     lines += [*(_line(row, widths) for row in header), rule, *(_line(row, widths) for row in rows), rule]
@@ -179,6 +179,39 @@ def format_table(report: Mapping[str, Any]) -> str:
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     padded = zip(row, widths, strict=True)
     return "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(padded)).rstrip()
+
+
+def gains_of(
+    reports: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, tuple[float, float]]]]:
+    r"""
+    Reads from transfer reports, one per source, who gained how much from whose prompt: what
+    [`~transferable_vp.pictures.save_heatmap`] draws.
+
+    Args:
+        reports (`Sequence[Mapping[str, Any]]`): Transfer reports of one task, each with a source of its own.
+
+    Returns:
+        `tuple[dict, dict]`: Gains over the zero border in percentage points, by source and then by target; and their 95%
+        intervals, `(low, high)`, in the same way.
+
+    Raises:
+        ValueError: If there is no report, two have the same source, or their tasks differ.
+    """
+    sources = [report["source"] for report in reports]
+    if len({report["task"] for report in reports}) != 1:
+        raise ValueError(f"A heat map is of one task; got {sorted({str(report['task']) for report in reports})}.")
+    if repeated := [source for source in set(sources) if sources.count(source) > 1]:
+        raise ValueError(
+            f"Several reports have the source {repeated[0]!r}: a heat map has one row per source, so measure its seeds in "
+            "one report."
+        )
+    gains = {r["source"]: {str(t["model"]): 100 * t["delta"] for t in r["targets"]} for r in reports}
+    intervals = {
+        r["source"]: {str(t["model"]): (100 * t["delta_ci95"][0], 100 * t["delta_ci95"][1]) for t in r["targets"]}
+        for r in reports
+    }
+    return gains, intervals
 
 
 def make_folder(path: str | Path) -> Path:
