@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent
 # Every floor is a version the tests pass with: `make compat` installs exactly these ("==") and runs them.
 INSTALL_REQUIRES = [
     "accelerate>=1.12.0",
-    "datasets>=5.0.0",  # before it, a folder of `save_to_disk` with several splits is read as something else
+    "datasets>=5.1.0",  # the first that takes huggingface_hub 2
     "evaluate>=0.4.6",  # the first that imports next to huggingface_hub 1.x
-    "huggingface_hub>=1.5.0",  # what the transformers floor asks for
+    "huggingface_hub>=2.2.0",  # before it, a token goes along to the signed address that a file is redirected to
     "jinja2>=3.1.4",  # chat templates and model cards
     "numpy>=2.1.0",
     "peft>=0.20.0",  # the least that a current transformers accepts
@@ -26,10 +26,11 @@ INSTALL_REQUIRES = [
     "torch>=2.12.0",  # the one that the torchvision floor is built for
     "torchvision>=0.27.0",  # before it there is no Lanczos, so Idefics3 and SmolVLM load processors without a gradient
     "tqdm>=4.67.0",
-    "transformers>=5.15.1",  # before 5.15, a step of several tokens on the cache of a hybrid model is silently wrong
+    "transformers>=5.18.0",  # the first that takes huggingface_hub 2
 ]
 
 DEMO = ["matplotlib>=3.10.0", "scikit-learn>=1.6.0"]
+APP = ["gradio>=6.31.0", *DEMO]  # the zoo's world is drawn and charted with what the demo needs
 API = ["openai>=3.0.0"]  # models behind an API
 PAPER = ["protobuf>=6.31.1", "sentencepiece>=0.2.1"]  # tokenizers of VisualGLM and Vicuna v0
 TEST = [
@@ -37,22 +38,31 @@ TEST = [
     "nbclient>=0.10.2",
     "nbformat>=5.10.4",
     "pytest>=8.4.0",
+    "playwright>=1.65.2",  # drives the browser of the machine; it downloads none
     "pytest-xdist>=3.7.0",
     "setuptools",
     "tensorboard>=2.21.0",
     "timm>=1.0.20",  # image encoders of Gemma 3n, FastVLM and Perception LM
     *API,
-    *DEMO,
+    *APP,
     *PAPER,
 ]
 # For slow tests only: torchao makes every import of transformers slower and noisier, the others serve a model.
 EXTENDED = ["fastapi>=0.165.0", "torchao>=0.18.0", "uvicorn>=0.54.0"]
 # A formatter's next release may want other line breaks, so ruff moves by a commit of ours and not by itself.
 QUALITY = ["mypy>=2.4.0", "pre-commit>=4.5.0", "ruff>=0.17.5,<0.18", "types-PyYAML"]
-DOCS = ["matplotlib>=3.10.0"]
+DOCS = [
+    "furo>=2025.12.19",
+    "latex2mathml>=3.81.1",  # formulas in the browser's own markup, with no script from elsewhere
+    "matplotlib>=3.10.0",
+    "myst-parser>=5.2.0",
+    "sphinx>=9.0.4",  # the last for Python 3.11
+    "sphinx-copybutton>=0.5.2",
+]
 
 EXTRAS = {
     "api": API,
+    "app": APP,
     "demo": DEMO,
     "paper": PAPER,
     "test": TEST,

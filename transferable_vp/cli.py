@@ -245,6 +245,17 @@ def search(args: argparse.Namespace) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
+def app(args: argparse.Namespace) -> None:
+    """Serves a page to try prompts on models, look at them, and learn one while watching; offline, on the zoo."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from .app import launch, make_app
+
+    # Bars of files that load in milliseconds hide the address.
+    disable_progress_bar()
+    launch(make_app(args.prompt, args.model), server_port=args.port, server_name=args.host, share=args.share)
+
+
 def env(args: argparse.Namespace) -> None:
     """Prints what a bug report needs."""
     import torch
@@ -370,6 +381,17 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(function=support)
 
     add_convert_parser(commands)
+
+    sub = commands.add_parser("app", help="try, see and learn prompts in a browser", description=app.__doc__,
+                              epilog="example: transferable-vp app --prompt runs/demo/prompt")  # fmt: skip
+    sub.add_argument(
+        "--prompt", nargs="+", default=[], help="folders or Hub ids of prompts to offer, beside those in runs/"
+    )
+    sub.add_argument("--model", nargs="+", default=[], help="folders or Hub ids of models to ask, beside the zoo's")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all (default: %(default)s)")
+    sub.add_argument("--port", type=int, help="port to listen at (default: the first free one from 7860)")
+    sub.add_argument("--share", action="store_true", help="also make a public address, through Gradio's servers")
+    sub.set_defaults(function=app)
 
     sub = commands.add_parser("env", help="print versions, for bug reports", description=env.__doc__)
     sub.add_argument("--json", action="store_true", help="as JSON")
