@@ -56,7 +56,8 @@ support: $(READY) ## ask every model type of transformers what works, and write 
 demo: $(READY) ## learn a prompt on one tiny model and show what it does for the others
 	$(VENV)/bin/transferable-vp demo
 
-docs: $(READY) ## run the notebooks, against a Hub on loopback, into build/notebooks
+docs: $(READY) ## build the site into build/site, then run the notebooks into build/notebooks
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m sphinx -q -W --keep-going -n -b html -d build/doctrees docs build/site
 	mkdir -p build/notebooks
 	OMP_NUM_THREADS=1 $(VENV)/bin/jupyter execute docs/notebooks/*.ipynb --output ../../build/notebooks/{notebook_name}
 

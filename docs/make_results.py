@@ -4,6 +4,7 @@
     python benchmarks/scoring.py --json docs/results/scoring.json
     python benchmarks/step.py --json docs/results/step.json
     python benchmarks/update_rules.py --json docs/results/update_rules.json
+    python examples/reproduce_claims.py --zoo zoo ...  (see its help: zoos have to be made first)
     python docs/make_results.py
 
 Takes `runs/demo/report/` where it is there, keeps its JSON under `docs/results/` and its charts under `docs/images/`, and
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,11 @@ from PIL import Image
 
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "examples"))
+
+from claims.tables import claims_table, headline  # noqa: E402
+
+
 REPORT = DOCS.parent / "runs" / "demo" / "report"
 
 
@@ -31,7 +38,7 @@ def transfer_table(report: dict) -> str:
     lines = [
         f"**{report['task'].capitalize()}**, source `{report['source']}`, seeds {seeds}; accuracy in %, Δ in points:",
         "",
-        "| model | | n | full image | zero border | random border | VP | TVP | Δ [95 % CI] |",
+        "| model | | n | full image | zero border | random border | VP | prompt | Δ [95 % CI] |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report["targets"]:
@@ -153,6 +160,8 @@ def main() -> None:
     made = {"transfer": transfer_table, "transfer_digits": transfer_table, "update_rules": update_rules_table,
             "scoring": scoring_table, "step": step_table}  # fmt: skip
     tables = {name: make(json.loads((DOCS / "results" / f"{name}.json").read_text())) for name, make in made.items()}
+    claims = json.loads((DOCS / "results" / "claims.json").read_text())
+    tables |= {"claims": claims_table(claims["claims"]), "claims_short": headline(claims["summary"])}
     for page in (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "performance.md"):
         text = page.read_text()
         for name, table in tables.items():

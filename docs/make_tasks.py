@@ -18,6 +18,7 @@ INTRODUCTION = """# Tasks
 The ten tasks of the paper, each a small file in `transferable_vp/tasks/`. This page is written by
 `python docs/make_tasks.py`.
 
+<!-- not run: CIFAR-10 comes from the Hub -->
 ```python
 from transferable_vp.evaluation import evaluate
 from transferable_vp.tasks import get_task
@@ -39,10 +40,16 @@ script, which `datasets` has refused since version 4.
 CORRUPTED = """## Corruptions
 
 ```python
+from PIL import Image
+from transferable_vp import Surrogate, Task, TransferableVisualPrompt, evaluate, load_data
 from transferable_vp.corruptions import corrupt, corrupted
 
-corrupt(image, "fog", severity=3)  # one image
-evaluate(surrogate, rows, corrupted(task.task, "fog", severity=3), prompt)  # images as they are read
+corrupt(Image.open("photo.jpg"), "fog", severity=3)  # one image
+
+rows = load_data("my_images")
+task = Task.infer(rows, question="What color is it?")
+prompt = TransferableVisualPrompt.from_pretrained("runs/demo/prompt")
+evaluate(Surrogate.from_pretrained("zoo/llava"), rows, corrupted(task, "fog", severity=3), prompt)  # as they are read
 ```
 
 {names}:

@@ -67,8 +67,9 @@ def save_pairs(result: Mapping[str, Any], path: Path) -> None:
                             and not row["zoo"].startswith(CONTROL)]  # fmt: skip
                     if some:
                         gains[i, j] = np.mean(some)
-                        axes.text(j, i, f"{gains[i, j]:+.0f}", ha="center", va="center", fontsize=8)
-            shown = axes.imshow(gains, cmap="PuOr_r", vmin=-40, vmax=40)
+                        ink = "white" if abs(gains[i, j]) > 24 else "black"
+                        axes.text(j, i, f"{gains[i, j]:+.0f}", ha="center", va="center", fontsize=8, color=ink)
+            shown = axes.imshow(gains, cmap="PuOr", vmin=-40, vmax=40)
             axes.set_title(f"{task}: {CONDITIONS[recipe].label}", fontsize=10)
             axes.set_xticks(range(len(FAMILIES)), FAMILIES, rotation=30, ha="right", fontsize=8)
             axes.set_yticks(range(len(FAMILIES)), FAMILIES, fontsize=8)

@@ -218,7 +218,10 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
         "real_task": REAL_TASK, "real_task_ci95": found.pop("real_task_heldout_gain_ci95"),
         "real_task_bootstrap95": hierarchical_interval(real),
         "real_task_by_family": {name: line(some)["gain"] for name, some in sorted(families.items())},
-        "zoos": sorted({row["zoo"] for row in used}), "pairs": len(used), "seeds": sorted({s for row in used for s in row["seeds"]}),
+        "zoos": sorted({row["zoo"] for row in used}),
+        "members": {zoo: sorted({row["target"] for row in used if row["zoo"] == zoo})
+                    for zoo in sorted({row["zoo"] for row in used})},
+        "pairs": len(used), "seeds": sorted({s for row in used for s in row["seeds"]}),
         "n_test": max((row["n"] for row in used), default=None),
     }  # fmt: skip
 

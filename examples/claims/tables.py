@@ -154,7 +154,8 @@ def headline(summary: Mapping[str, Any]) -> str:
 def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
     """`docs/results_claims.md`."""
     summary, lines, settings = result["summary"], result["lines"], result["settings"]
-    zoos, seeds = (", ".join(map(str, summary[key])) or NOTHING for key in ("zoos", "seeds"))
+    zoos = ", ".join(f"{zoo} ({len(some)} members)" for zoo, some in summary["members"].items()) or NOTHING
+    seeds = ", ".join(map(str, summary["seeds"])) or NOTHING
     parts = [
         "# The paper's claims, measured\n",
         f"Written by `{result['command']}` from `docs/results/claims.json`. Zoos {zoos}; seeds of training {seeds}; "
