@@ -271,7 +271,7 @@ class TestVisualPrompts:
             "fca_only": (task | fca, "adam", 0.05, 1, False, STEPS),
             "tse_only": (task | tse, "adam", 0.05, 1, False, STEPS),
             "tvp": (task | fca | tse, "adam", 0.05, 1, False, STEPS),
-            "transfer": (task, "adam", 0.05, CANVAS // 8, False, STEPS),
+            "transfer": (task, "adam", 0.1, CANVAS // 8, False, STEPS),
         }
 
     def test_borders_are_measured_where_they_are_said_to_be(self, baselines, monkeypatch) -> None:
