@@ -94,7 +94,7 @@ def test_the_card_of_a_short_run(tmp_path: Path) -> None:
         "| `llava` | `llava` | – |",
         "| `uoft-cs/cifar10` | – | `train` | `0b27149` |",
         "- weights: task 1, fca 0.25, tse 0",
-        "- learning rate: 0.05",
+        "- learning rate: 0.1",
         "- steps: 2",
         "- `per_device_train_batch_size`: `4`",
         "| step | loss | task_loss | fca_loss |",

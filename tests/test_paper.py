@@ -333,7 +333,7 @@ class TestRecipe:
         assert args.learning_rate == 10
         assert paper_arguments(str(tmp_path), learning_rate=200.0, seed=0).learning_rate == 200
         # Another rule has a rate of its own.
-        assert paper_arguments(str(tmp_path), update_rule="adam").learning_rate == 0.05
+        assert paper_arguments(str(tmp_path), update_rule="adam").learning_rate == 0.1
 
     def test_nothing_is_said_twice(self) -> None:
         assert not PAPER_RECIPE.keys() & RECIPES["paper"].keys()

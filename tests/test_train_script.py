@@ -102,7 +102,7 @@ def test_is_short() -> None:
 def test_a_folder_of_images_with_clip_and_a_target(script: ModuleType, files: Path, tmp_path: Path) -> None:
     values = settings(
         files, tmp_path / "run", dataset=str(files / "images"), eval_split="test", clip_model=str(files / "clip"),
-        tse_weight=0.1, target_model=[str(files / "idefics3")], fit="contain",
+        fca_weight=0.1, tse_weight=0.1, target_model=[str(files / "idefics3")], fit="contain",
     )  # fmt: skip
     script.main(flags(values))
     prompt = TransferableVisualPrompt.from_pretrained(tmp_path / "run")
@@ -289,7 +289,7 @@ def launch(processes: int, folder: Path, *runs: dict[str, Any], **variables: str
 def distributed(files: Path, out: Path, size: int) -> dict[str, Any]:
     """A run that the number of processes must not matter to."""
     return settings(
-        files, out, per_device_train_batch_size=size, max_steps=3, fca_weight=0.1,
+        files, out, per_device_train_batch_size=size, max_steps=3, fca_weight=0.1, block_size=1,
         # The paper's arithmetic: neither 8-bit rounding nor Adam's signs to blow differences in the last bit up.
         update_rule="paper", value_range="unbounded", learning_rate=1.0,
         # An odd number of rows, so that the processes' shares are unequal.
