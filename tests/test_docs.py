@@ -26,7 +26,6 @@ from docs_pages import ROOT, Block, check, check_command, commands, environment,
 from hub_server import hub_environment
 
 import transferable_vp
-from transferable_vp import TransferableVisualPrompt
 
 
 DOCS = ROOT / "docs"
@@ -71,7 +70,6 @@ def test_the_code_of_a_page_runs(
     if page in HUB_PAGES:
         hub = request.getfixturevalue("hub")
         env |= hub_environment(hub, tmp_path / "hf_home")
-        TransferableVisualPrompt.from_pretrained("runs/demo/prompt").push_to_hub("org/tvp-cifar10")
     namespace: dict[str, Any] = {"__name__": "page"}
     for block in _run_blocks(page):
         run(block, ROOT / page, namespace, env)
