@@ -99,7 +99,7 @@ def rows_memory(count: int) -> float:
         trainer = TransferableVisualPromptTrainer(
             model=TransferableVisualPrompt(batch.geometry),
             args=TransferableVisualPromptTrainingArguments(
-                folder, max_steps=1, per_device_train_batch_size=64, use_cpu=True, tse_weight=0.0, disable_tqdm=True
+                folder, max_steps=1, per_device_train_batch_size=64, use_cpu=True, disable_tqdm=True
             ),
             surrogates=batch.surrogate,
             train_dataset=stream,

@@ -82,12 +82,15 @@ class TrainingBar(TrainerCallback):
         self.bar = tqdm(desc=description, unit="step", disable=disable)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begins at 0, of all steps."""
         self.bar.reset(total=state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step further."""
         self.bar.update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leaves the line as it is."""
         self.bar.close()
 
 

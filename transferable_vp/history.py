@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -90,40 +90,21 @@ class PromptHistory(TrainerCallback):
             return prompt.to_image()
         return prompt.apply(Image.new("RGB", (prompt.config.content_size,) * 2, (128, 128, 128)))
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Keeps the prompt as it begins, and forgets what an earlier training had from that step on."""
         for kept in (self.frames, self.losses):
             for step in [step for step in kept if step > state.global_step]:
                 del kept[step]
         self.frames[state.global_step] = self._look(model)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Keeps the prompt of every so many steps and of the last."""
         # Not at the end of training: by then, the best prompt may have been put in place of the last.
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.frames[state.global_step] = self._look(model)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Keeps the training loss."""
         if logs and "loss" in logs:

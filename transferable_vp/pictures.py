@@ -241,7 +241,35 @@ def save_heatmap(
     figure = _new_figure(2.6 + 0.95 * len(targets), max(2.6, 1.3 + 0.76 * len(sources)))
     axes = figure.subplots()
     # Never so narrow that noise of a point fills the scale.
-    limit = max(5.0, float(np.abs(values[given]).max()))
+    shown = draw_heatmap(axes, gains, max(5.0, float(np.abs(values[given]).max())), ci)
+    figure.suptitle(_wrap(title, 12 + 12 * len(targets), 3), parse_math=False)
+    figure.colorbar(shown, ax=axes, label="gain over the\nzero border (points)", format="{x:+.0f}")
+    note = "outlined: the prompt was learned on this model" + ("; small: 95% interval" if ci else "")
+    figure.supxlabel(note, fontsize=9)
+    figure.savefig(make_folder(path), format="png")
+
+
+def draw_heatmap(
+    axes: Any,
+    gains: Mapping[str, Mapping[str, float]],
+    limit: float,
+    ci: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> Any:
+    r"""
+    Draws the map of [`save_heatmap`] into axes of one's own, as for several maps in one figure.
+
+    Args:
+        axes (`matplotlib.axes.Axes`): Where to draw.
+        gains (`Mapping[str, Mapping[str, float]]`): As in [`save_heatmap`].
+        limit (`float`): The gain, in points, of the darkest colour.
+        ci (`Mapping[str, Mapping[str, Sequence[float]]]`, *optional*): As in [`save_heatmap`].
+
+    Returns:
+        `matplotlib.image.AxesImage`: For a colour bar.
+    """
+    sources = list(gains)
+    targets = list(dict.fromkeys(target for row in gains.values() for target in row))
+    values = np.array([[gains[source].get(target, np.nan) for target in targets] for source in sources], dtype=float)
     shown = axes.imshow(np.ma.masked_invalid(values), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
     axes.set_facecolor("0.95")
     for i, source in enumerate(sources):
@@ -256,11 +284,12 @@ def save_heatmap(
     axes.set_xlabel("measured on")
     axes.set_ylabel("learned on")
     axes.spines[:].set_visible(False)
-    figure.suptitle(_wrap(title, 12 + 12 * len(targets), 3), parse_math=False)
-    figure.colorbar(shown, ax=axes, label="gain over the\nzero border (points)", format="{x:+.0f}")
-    note = "outlined: the prompt was learned on this model" + ("; small: 95% interval" if ci else "")
-    figure.supxlabel(note, fontsize=9)
-    figure.savefig(make_folder(path), format="png")
+    return shown
+
+
+def _ink(color: Sequence[float]) -> str:
+    # Perceived brightness (ITU-R BT.601), so that letters stand out in print too.
+    return "black" if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
 
 
 def _draw_cell(
@@ -277,8 +306,7 @@ def _draw_cell(
     if np.isnan(gain):
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="///", edgecolor="0.75", linewidth=0))
         return
-    # Perceived brightness of the cell (ITU-R BT.601), so that letters stand out in print too.
-    ink = "black" if np.dot(color[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
+    ink = _ink(color)
     small = None if interval is None else f"[{points(interval[0] / 100)}, {points(interval[1] / 100)}]"
     axes.text(
         column, row - (0.14 if small else 0), points(gain / 100), ha="center", va="center", color=ink, fontsize=11
@@ -340,9 +368,8 @@ def _draw_blocks(axes: Any, saliency: Saliency, shown: Any, fine: bool) -> None:
         axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor="white", linewidth=0.8))
         # Five letters fit into a ninth of the picture's width.
         if min(width, height) >= saliency.size / 9:
-            ink = "black" if np.dot(shown.to_rgba(effect)[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
             # Adding 0.0 as in `points`. A third digit of a nat takes the place of the zero before the point.
             digits = 0 if saliency.measure == "accuracy" else 3 if fine else 2
             text = f"{round(effect, digits) + 0.0:+.{digits}f}".replace("0.", "." if fine else "0.", 1)
             middle = (left + width / 2, top + height / 2)
-            axes.text(*middle, text, ha="center", va="center", fontsize=7, color=ink)
+            axes.text(*middle, text, ha="center", va="center", fontsize=7, color=_ink(shown.to_rgba(effect)))

@@ -10,6 +10,9 @@ from torch.distributed.fsdp import fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
+BACKENDS = ("fsdp2", "deepspeed")
+
+
 def shard_layers(model: nn.Module, device: torch.device | str, backend: str = "fsdp2") -> None:
     r"""
     Splits the weights of a model over all processes, in place. What is split is gathered while it runs.
@@ -28,7 +31,7 @@ def shard_layers(model: nn.Module, device: torch.device | str, backend: str = "f
         ValueError: If there is no such backend.
         ImportError: If DeepSpeed is asked for and not installed.
     """
-    if backend not in ("fsdp2", "deepspeed"):
+    if backend not in BACKENDS:
         raise ValueError(f"The backend is {backend!r}; it must be 'fsdp2' or 'deepspeed'.")
     if not dist.is_initialized() or dist.get_world_size() == 1:
         raise RuntimeError(

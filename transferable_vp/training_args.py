@@ -8,9 +8,10 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from .sharding import BACKENDS
+
 
 UPDATE_RULES = ("adam", "paper")
-SHARD_BACKENDS = ("fsdp2", "deepspeed")
 LEARNING_RATES = {"adam": 0.1, "paper": 10.0}
 # A default that says: not given. `__post_init__` puts the recipe's value there, so the types are those of values.
 FROM_RECIPE: Any = None
@@ -147,7 +148,7 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
         default="fsdp2",
         metadata={
             "help": "What splits them: PyTorch's FSDP2, or DeepSpeed's ZeRO-3.",
-            "choices": list(SHARD_BACKENDS),
+            "choices": list(BACKENDS),
         },
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (Adam only)."})
@@ -187,7 +188,7 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`clean_features_cache` is {self.clean_features_cache} GB; it cannot be negative, 0 keeps nothing."
             )
-        if self.shard_backend not in SHARD_BACKENDS:
+        if self.shard_backend not in BACKENDS:
             raise ValueError(f"`shard_backend` is {self.shard_backend!r}; it must be 'fsdp2' or 'deepspeed'.")
         if self.shard_backend == "deepspeed" and self.surrogate_gradient_checkpointing:
             raise ValueError(

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
+from transferable_vp.pictures import draw_heatmap
 from transferable_vp.report import make_folder
 
-from .plan import CONDITIONS, CONTROL, FAMILIES, TASKS_OF_THE_MEAN
-from .tables import find
+from .plan import CONDITIONS, TASKS_OF_THE_MEAN
+from .tables import find, mean_gains
 
 
 # Colours that stay apart for colour-blind readers; markers say the same to a grey printer.
@@ -59,21 +59,7 @@ def save_pairs(result: Mapping[str, Any], path: Path) -> None:
     panels = figure.subplots(len(TASKS_OF_THE_MEAN), len(recipes), squeeze=False)
     for axes_of_task, task in zip(panels, TASKS_OF_THE_MEAN, strict=True):
         for axes, recipe in zip(axes_of_task, recipes, strict=True):
-            gains = np.full((len(FAMILIES), len(FAMILIES)), np.nan)
-            for i, source in enumerate(FAMILIES):
-                for j, target in enumerate(FAMILIES):
-                    some = [row["gain"] for row in result["pairs"] if row["condition"] == recipe and row["task"] == task
-                            and row["on"] == task and row["sources"] == [source] and row["target"] == target
-                            and not row["zoo"].startswith(CONTROL)]  # fmt: skip
-                    if some:
-                        gains[i, j] = np.mean(some)
-                        ink = "white" if abs(gains[i, j]) > 24 else "black"
-                        axes.text(j, i, f"{gains[i, j]:+.0f}", ha="center", va="center", fontsize=8, color=ink)
-            shown = axes.imshow(gains, cmap="PuOr", vmin=-40, vmax=40)
+            shown = draw_heatmap(axes, mean_gains(result["pairs"], recipe, task), limit=40)
             axes.set_title(f"{task}: {CONDITIONS[recipe].label}", fontsize=10)
-            axes.set_xticks(range(len(FAMILIES)), FAMILIES, rotation=30, ha="right", fontsize=8)
-            axes.set_yticks(range(len(FAMILIES)), FAMILIES, fontsize=8)
-            axes.set_xlabel("measured on", fontsize=9)
-            axes.set_ylabel("learned on", fontsize=9)
     figure.colorbar(shown, ax=panels, label="gain over the zero border, points", shrink=0.6)
     figure.savefig(make_folder(path), format="png")

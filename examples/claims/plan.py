@@ -176,13 +176,12 @@ def borders(zoo: str, task: str, seeds: Sequence[int]) -> Iterator[Cell]:
 def trainings(
     zoo: str, task: str, members: Sequence[str], names: Sequence[str], seed: int, size: int = 1, on: str = ""
 ) -> Iterator[Cell]:
-    """A training from every member, or from every `size` members that follow each other, the first after the last."""
+    """A training from every member, or from groups of `size` members; every member is in one group if they go round."""
     if size >= len(members):
         return  # no member would be held out
     for name in names:
-        for start in range(len(members)):
-            sources = tuple(members[(start + step) % len(members)] for step in range(size))
-            yield Cell(zoo, task, CONDITIONS[name], sources, seed, on)
+        for start in range(0, len(members) - size + 1, size):
+            yield Cell(zoo, task, CONDITIONS[name], tuple(members[start : start + size]), seed, on)
 
 
 def terms(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) -> Iterator[Cell]:
@@ -192,7 +191,7 @@ def terms(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) -> 
 
 
 def ensembles(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) -> Iterator[Cell]:
-    """Two and three sources."""
+    """Two and three sources; none of the groups of two shares a frozen tower."""
     for task in tasks:
         for size in (2, 3):
             yield from trainings(zoo, task, members, ("transfer", "paper"), seed, size)
@@ -234,4 +233,4 @@ def adapters(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) 
 
 
 # What the plan "full" adds, the most important first.
-PARTS = (terms, ensembles, elsewhere, little_data, variants, other_tasks, adapters)
+PARTS = (terms, ensembles, little_data, elsewhere, other_tasks, adapters, variants)

@@ -9,7 +9,7 @@ for what it says about the rest.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,10 +167,28 @@ def all_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def difference(better: Sequence[Row], worse: Sequence[Row]) -> dict[str, Any] | None:
-    """Mean over zoos of the difference of two zoo means, with Student's interval; none where no zoo has both."""
-    one, other = zoo_means(better), zoo_means(worse)
-    gaps = [one[zoo] - other[zoo] for zoo in one if zoo in other]
-    return {"gain": float(np.mean(gaps)), "ci95": t_interval(gaps), "zoos": len(gaps)} if gaps else None
+    """Mean over zoos of the difference of two zoo means, with Student's interval, from the zoos, tasks and seeds that
+    both have; none where there are none."""
+    runs = [{(row["zoo"], row["task"], seed) for row in rows for seed in row["seeds"]} for rows in (better, worse)]
+    both = runs[0] & runs[1]
+    one, other = (zoo_means(_only(rows, both)) for rows in (better, worse))
+    gaps = [one[zoo] - other[zoo] for zoo in one]
+    return {"gain": float(np.mean(gaps)), "ci95": t_interval(gaps), **_extent(both)} if gaps else None
+
+
+def _only(rows: Sequence[Row], runs: Collection[tuple[str, str, int]]) -> list[Row]:
+    found = []
+    for row in rows:
+        gains = [
+            g for g, seed in zip(row["gains"], row["seeds"], strict=True) if (row["zoo"], row["task"], seed) in runs
+        ]
+        found += [row | {"gain": float(np.mean(gains))}] if gains else []
+    return found
+
+
+def _extent(runs: Iterable[tuple[str, str, int]]) -> dict[str, Any]:
+    zoos, tasks, seeds = (sorted(set(some)) for some in zip(*runs, strict=True))
+    return {"zoos": zoos, "tasks": tasks, "seeds": seeds}
 
 
 def untouched(row: Row) -> bool:
@@ -236,14 +254,18 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
     tasks = TASKS_OF_THE_MEAN
 
     def mean(*some: Any, **more: Any) -> dict[str, Any]:
-        found = line(select(rows, *some, **more))
-        return {key: found.get(key) for key in ("gain", "ci95", "pairs")} if found else {}
+        used = select(rows, *some, **more)
+        runs = {(row["zoo"], row["task"], seed) for row in used for seed in row["seeds"]}
+        found = line(used)
+        return {key: found[key] for key in ("gain", "ci95", "pairs")} | _extent(runs) if found else {}
 
     def gap(better: Mapping[str, Any], worse: Mapping[str, Any]) -> dict[str, Any]:
         return difference(select(rows, tasks=tasks, **better), select(rows, tasks=tasks, **worse)) or {}
 
     vp = select(rows, "vp_paper", tasks)
-    share = {"gain": 100 * float(np.mean([harmed(row) for row in vp])), "ci95": None, "share": True} if vp else {}
+    share = mean("vp_paper", tasks)
+    if vp:
+        share |= {"gain": 100 * float(np.mean([harmed(row) for row in vp])), "ci95": None, "share": True}
     made: list[tuple[str, dict[str, dict[str, Any]]]] = [
         ("A plain visual prompt helps its source", {"source, VP": mean("vp_paper", tasks, role="source")}),
         ("A plain visual prompt can hurt other models", {"% of held-out pairs harmed, VP": share}),

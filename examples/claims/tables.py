@@ -41,14 +41,13 @@ def find(lines: Sequence[Mapping[str, Any]], **what: Any) -> Mapping[str, Any]:
     return next((line for line in lines if all(line[key] == value for key, value in wanted.items())), {})
 
 
-def cells(line: Mapping[str, Any], bootstrap: bool = True) -> list[str]:
+def cells(line: Mapping[str, Any]) -> list[str]:
     """What a table shows of a line."""
-    found = [points(line.get("gain"), line.get("ci95"))]
-    if bootstrap:
-        ends = line.get("bootstrap95")
-        found.append(NOTHING if not ends else f"[{ends[0]:+.1f}, {ends[1]:+.1f}]")
-    counts = [f"{line['worst']:+.1f}", percent(line["harmed"]), percent(line["below_zero"]), f"{line['pairs']}"]
-    return found + (counts if line else [NOTHING] * 4)
+    low, high = line["bootstrap95"]
+    return [
+        points(line["gain"], line["ci95"]), f"[{low:+.1f}, {high:+.1f}]", f"{line['worst']:+.1f}",
+        percent(line["harmed"]), percent(line["below_zero"]), f"{line['pairs']}", f"{line['runs']}",
+    ]  # fmt: skip
 
 
 def conditions_table(lines: Sequence[Mapping[str, Any]], task: str, control: bool = False) -> str:
@@ -61,7 +60,8 @@ def conditions_table(lines: Sequence[Mapping[str, Any]], task: str, control: boo
                 rows.append([condition.label, NOTHING, *cells(one)])
             source = find(lines, condition=name, task=task, role="source", control=control)
             if source:
-                rows.append([condition.label, points(source["gain"], source["ci95"]), "cannot", *[NOTHING] * 5])
+                own = points(source["gain"], source["ci95"])
+                rows.append([condition.label, own, "cannot", *[NOTHING] * 4, *cells(source)[-2:]])
             continue
         for size in (1, 2, 3):
             sizes: dict[str, Any] = {"condition": name, "task": task, "sources": size, "control": control}
@@ -69,7 +69,17 @@ def conditions_table(lines: Sequence[Mapping[str, Any]], task: str, control: boo
             if held_out:
                 label = condition.label + (f", {size} sources" if size > 1 else "")
                 rows.append([label, points(source.get("gain"), source.get("ci95")), *cells(held_out)])
-    header = ["", "source", "held-out [95 % over zoos]", "bootstrap", "worst pair", "harmed", "below zero", "pairs"]
+    header = [
+        "",
+        "source",
+        "held-out [95 % over zoos]",
+        "bootstrap",
+        "worst pair",
+        "harmed",
+        "below zero",
+        "pairs",
+        "runs",
+    ]
     return table(header, rows) if rows else "*Not measured.*"
 
 
@@ -82,24 +92,34 @@ def elsewhere_table(lines: Sequence[Mapping[str, Any]]) -> str:
             label = CONDITIONS[one["condition"]].label
             rows.append([one["task"], one["on"], label, points(source.get("gain"), source.get("ci95")), *cells(one)])
     header = ["learned on", "measured on", "", "source", "held-out [95 % over zoos]", "bootstrap", "worst pair", "harmed",
-              "below zero", "pairs"]  # fmt: skip
+              "below zero", "pairs", "runs"]  # fmt: skip
     return table(header, sorted(rows)) if rows else "*Not measured.*"
 
 
-def pairs_table(pairs: Sequence[Mapping[str, Any]], condition: str, task: str) -> str:
-    """Mean gain of every target (column) from every source (row), over zoos and seeds."""
+def mean_gains(pairs: Sequence[Mapping[str, Any]], condition: str, task: str) -> dict[str, dict[str, float]]:
+    """Mean gain by source and then by target, over zoos and seeds; not a number where nobody measured."""
     found: dict[tuple[str, str], list[float]] = {}
     for row in pairs:
         ours = (row["condition"], row["task"], row["on"]) == (condition, task, task) and len(row["sources"]) == 1
         if ours and not row["zoo"].startswith(CONTROL):
             found.setdefault((row["sources"][0], row["target"]), []).append(row["gain"])
-    members = [name for name in FAMILIES if any(name in pair for pair in found)]
+    return {
+        source: {target: float(np.mean(found.get((source, target), [np.nan]))) for target in FAMILIES}
+        for source in FAMILIES
+    }
+
+
+def pairs_table(pairs: Sequence[Mapping[str, Any]], condition: str, task: str) -> str:
+    """Mean gain of every target (column) from every source (row), over zoos and seeds."""
+    gains = mean_gains(pairs, condition, task)
+    members = [name for name in FAMILIES if not np.isnan(list(gains[name].values())).all()]
     rows = []
     for source in members:
-        gains = [(target, found.get((source, target))) for target in members]
-        texts = [points(None if some is None else float(np.mean(some))) for _, some in gains]
-        rows.append([f"`{source}`", *(f"*{text}*" if target == source else text for text, (target, _) in
-                                      zip(texts, gains, strict=True))])  # fmt: skip
+        texts = {
+            target: points(None if np.isnan(gains[source][target]) else gains[source][target]) for target in members
+        }
+        own = {source: f"*{texts[source]}*"}
+        rows.append([f"`{source}`", *(texts | own).values()])
     return table(["learned on", *(f"`{name}`" for name in members)], rows) if rows else "*Not measured.*"
 
 
@@ -112,12 +132,19 @@ def zoos_table(lines: Sequence[Mapping[str, Any]], task: str) -> str:
     return table(["", *(f"zoo {zoo}" for zoo in zoos)], rows) if rows else "*Not measured.*"
 
 
+def extent(number: Mapping[str, Any]) -> str:
+    """Of how many zoos and seeds a number is, and of which tasks where it is not of all, in brackets."""
+    counts = [f"{len(number[key])} {key if len(number[key]) > 1 else key[:-1]}" for key in ("zoos", "seeds")]
+    tasks = [] if set(number["tasks"]) >= set(TASKS_OF_THE_MEAN) else [f"`{task}`" for task in number["tasks"]]
+    return f" ({', '.join([*tasks, *counts])})"
+
+
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
     """The paper's claims with verdicts."""
     rows = []
     for one in claims:
-        numbers = [f"{name}: {number['gain']:.0f} %" if number.get("share")
-                   else f"{name}: {points(number['gain'], number['ci95'])}"
+        numbers = [f"{name}: " + (f"{number['gain']:.0f} %" if number.get("share")
+                   else points(number['gain'], number['ci95'])) + extent(number)
                    for name, number in one["numbers"].items() if number]  # fmt: skip
         rows.append([one["claim"], f"**{one['verdict']}**", "<br>".join(numbers) or NOTHING])
     return table(["claim", "here", "measured, points [95 % over zoos]"], rows)
@@ -160,12 +187,13 @@ def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
         "# The paper's claims, measured\n",
         f"Written by `{result['command']}` from `docs/results/claims.json`. Zoos {zoos}; seeds of training {seeds}; "
         f"{settings['steps']} steps of {settings['batch_size']} pictures out of {settings['n_train']}; n = "
-        f"{settings['n_test']} test pictures, read once for every prompt and model and used for no choice. Gains are in "
-        "points over the zero border on the same pictures.\n",
+        f"{settings['n_test']} test pictures, used for no choice. Those of zoo 0 were also looked at, with `llava` as "
+        "source, while the tasks were being made. Gains are in points over the zero border on the same pictures.\n",
         "*Held-out*: models that a prompt was not learned on, a mean over ordered pairs, seeds and then zoos. The interval "
         "over zoos is Student's on the means of the zoos. *Bootstrap* draws zoos, sources, seeds and test pictures; with "
         "so few zoos it is too narrow. *Harmed*: pairs below the zero border by more than their 95 % interval over test "
-        "pictures; *below zero*: all pairs with a mean below it, by however little.\n",
+        "pictures; *below zero*: all pairs with a mean below it, by however little. *Runs*: pairs, each as often as seeds "
+        "were trained for it. A difference is of the zoos, tasks and seeds that both sides have.\n",
         "**What is built in.** The zoo's world has a cue that a border can use: a neutral mat around a picture shows the "
         "colour of the light. Colour tasks are asked under a light that no picture was taken under in training. "
         f"The zoo `{CONTROL}` learned from a world without that cue. In `ink` the handwriting is real (scikit-learn's scans; "
