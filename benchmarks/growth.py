@@ -137,7 +137,7 @@ def measure(repeats: int, rows: list[int]) -> dict[str, dict[int, float]]:
 
 
 def draw_chart(found: dict[str, dict[int, float]], path: str) -> None:
-    """One panel a line, both axes from zero, so that twice as much looks like twice as much."""
+    """One panel a line; costs from zero, so that twice as much looks like twice as much."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(found), figsize=(3.1 * len(found), 2.8))

@@ -1,7 +1,7 @@
 """What a training step costs: against its floor, against the paper's loop as published, and against a LoRA step.
 
-    python benchmarks/step.py --json docs/results/step.json                          # some minutes on one CPU core
-    python benchmarks/step.py --device cuda --dtype bfloat16 --size full --json step_gpu.json      # needs 48 GB
+    python benchmarks/step.py --variants --json docs/results/step.json               # some minutes on one CPU core
+    python benchmarks/step.py --device cuda --dtype bfloat16 --size full --json step_gpu.json      # needs 80 GB
 
 In one run, on the same model, batch and precision:
 
@@ -9,13 +9,16 @@ In one run, on the same model, batch and precision:
   ready. `floor_whole_head` is the same with the head at every position, as a plain call of the model has it.
 - `ours`: a step of the Trainer with task loss, FCA and TSE, from PIL images to the new `delta`, nothing kept from
   before. `ours_cached`: the same when it meets images again and keeps their clean features (`clean_features_cache`).
+  `ours_default`: a step of the default recipe, which has neither FCA nor TSE, and is the same in every epoch.
 - `paper_loop`: the paper's released step, restated here in plain torch: three image encodes (two of them with
   backward), CLIP not frozen and its text tower run every time, all logits, the prompt on the CPU. Its images are
   resized beforehand.
 - `lora`: a PEFT LoRA step of rank 8 beside every linear layer but the head, as in `examples/baselines`, with AdamW;
   `lora_qv`: beside the queries and values of the language model only, so that nothing goes back into the image encoder.
   Inputs are ready.
-- with `--compile`, `floor_compiled` and `ours_compiled`: the first and `ours` with the surrogate in `torch.compile`.
+- with `--variants`, settings of the surrogate: `floor_eager` has plain attention in place of SDPA, `floor_compiled` and
+  `ours_compiled` are the first and `ours` with the surrogate in `torch.compile`, `ours_recomputed` has every layer
+  recomputed in the backward pass.
 
 The contenders take turns, round by round. A ratio is the median over rounds of the ratio within a round, of CPU time on
 the CPU (one thread: other processes then disturb little) and of wall time on a GPU. Memory is what a contender keeps (the
@@ -29,6 +32,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import gc
 import json
 import statistics
 import sys
@@ -150,7 +154,7 @@ def new_trainer(
             **({"fca_weight": 0.005, "tse_weight": 0.001} | arguments),
         ),
         surrogates=[batch.surrogate] * sources,
-        semantics=batch.semantics,
+        semantics=batch.semantics if arguments.get("tse_weight", 1) else None,
         task=Task(),
         train_dataset=train_dataset,
     )  # fmt: skip
@@ -171,10 +175,11 @@ def take_step(trainer: TransferableVisualPromptTrainer, batch: Batch) -> torch.T
 def ours(batch: Batch, folder: str, sources: int = 1, **arguments: Any) -> Contender:
     """See [`take_step`]."""
     trainer = new_trainer(batch, folder, sources, **arguments)
-    parts = (trainer.model, batch.surrogate.model, batch.semantics.model)
+    parts = [trainer.model, batch.surrogate.model, *([batch.semantics.model] if trainer.args.tse_weight else [])]
+    features = trainer._clean_features._kept
     return Contender(
         lambda: take_step(trainer, batch),
-        lambda: [p for part in parts for p in part.parameters()] + states(trainer.optimizer),
+        lambda: [*(p for part in parts for p in part.parameters()), *states(trainer.optimizer), *features.values()],
     )
 
 
@@ -272,17 +277,32 @@ def twin(batch: Batch) -> Any:
     return copy.deepcopy(batch.surrogate.model, shared)
 
 
-def compiled(batch: Batch) -> Batch:
-    """The same batch for the same weights behind `torch.compile`."""
+def with_model(batch: Batch, model: Any) -> Batch:
+    """The same batch for another model of the same weights."""
     own = batch.surrogate
-    fast = Surrogate(torch.compile(twin(batch)), own.processor, own.name, prompt_template=own.prompt_template)
-    return dataclasses.replace(batch, surrogate=fast)
+    other = Surrogate(model, own.processor, own.name, prompt_template=own.prompt_template)
+    return dataclasses.replace(batch, surrogate=other)
+
+
+def variants(batch: Batch, folder: str) -> dict[str, Contender]:
+    """Floor and step with other settings of the surrogate."""
+    eager = twin(batch)
+    eager.set_attn_implementation("eager")
+    compiled = with_model(batch, torch.compile(twin(batch)))
+    recomputed = with_model(batch, twin(batch))
+    return {
+        "floor_eager": floor(with_model(batch, eager)),
+        "floor_compiled": floor(compiled),
+        "ours_compiled": ours(compiled, folder),
+        "ours_recomputed": ours(recomputed, folder, surrogate_gradient_checkpointing=True),
+    }
 
 
 def lora(batch: Batch, targets: str) -> Contender:
     """Forward, backward to the matrices beside `targets`, and a step of AdamW."""
     inputs, start, labels = encoded(batch)
-    model = get_peft_model(twin(batch), LoraConfig(r=8, lora_alpha=16, target_modules=targets))
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=targets)
+    model = get_peft_model(twin(batch), config, autocast_adapter_dtype=False)
     surrogate = Surrogate(model, batch.surrogate.processor, prompt_template=batch.surrogate.prompt_template)
     adapter = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
     for parameter in adapter:
@@ -346,7 +366,7 @@ def matmul_rate(side: int = 8192, repeats: int = 20) -> float:
     return 2 * side**3 * repeats / seconds(multiply, "cuda")[1]
 
 
-def measure(batch: Batch, rounds: int, device: str, compile: bool = False) -> dict[str, Any]:
+def measure(batch: Batch, rounds: int, device: str, more: bool = False) -> dict[str, Any]:
     """Every contender's seconds, memory and operations, and the ratios between them."""
     # One epoch after the other over the same batch: with a cache, the second step meets the images again.
     with tempfile.TemporaryDirectory() as folder:
@@ -355,13 +375,13 @@ def measure(batch: Batch, rounds: int, device: str, compile: bool = False) -> di
             "floor_whole_head": floor(batch, whole_head=True),
             "ours": ours(batch, folder),
             "ours_cached": ours(batch, folder, clean_features_cache=1.0),
+            "ours_default": ours(batch, folder, fca_weight=0.0, tse_weight=0.0),
             "paper_loop": paper_loop(batch),
             "lora": lora(batch, "all-linear"),
             "lora_qv": lora(batch, r".*language_model.*\.(q_proj|v_proj)"),
         }
-        if compile:
-            fast = compiled(batch)
-            contenders |= {"floor_compiled": floor(fast), "ours_compiled": ours(fast, folder)}
+        if more:
+            contenders |= variants(batch, folder)
         found: dict[str, dict[str, Any]] = {}
         for name, contender in contenders.items():
             contender.step()  # makes caches and optimizer states
@@ -381,7 +401,7 @@ def measure(batch: Batch, rounds: int, device: str, compile: bool = False) -> di
         return statistics.median(a / b for a, b in zip(found[one][clock], found[other][clock], strict=True))
 
     figures: dict[str, Any] = {"seconds": {name: statistics.median(row[clock]) for name, row in found.items()}}
-    for name, suffix in (("ours", "_first_epoch"), ("ours_cached", "")):
+    for name, suffix in (("ours", "_first_epoch"), ("ours_cached", ""), ("ours_default", "_default_recipe")):
         figures |= {
             f"time_vs_floor{suffix}": ratio(name, "floor"),
             f"time_vs_floor_whole_head{suffix}": ratio(name, "floor_whole_head"),
@@ -392,10 +412,12 @@ def measure(batch: Batch, rounds: int, device: str, compile: bool = False) -> di
             f"gflop_vs_floor{suffix}": found[name]["gflop"] / found["floor"]["gflop"],
             f"gflop_saved_vs_paper_loop{suffix}": found["paper_loop"]["gflop"] / found[name]["gflop"],
         }
-    if compile:
+    if more:
         figures |= {
+            "eager_vs_floor": ratio("floor_eager", "floor"),
             "compiled_vs_ours": ratio("ours_compiled", "ours"),
             "compiled_vs_compiled_floor": ratio("ours_compiled", "floor_compiled"),
+            "recomputed_vs_ours": ratio("ours_recomputed", "ours"),
         }
     return figures | {"contenders": found}
 
@@ -409,7 +431,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="steps of each contender (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="floor and our step with a compiled surrogate too")
+    parser.add_argument("--variants", action="store_true", help="eager, compiled and recomputed surrogates too")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", help="write the figures here too")
     args = parser.parse_args()
@@ -418,8 +440,11 @@ def main() -> None:
     for shape in args.shapes:
         rows = args.batch or (16 if args.size == "full" else {"llava": 4, "instructblip": 6}[shape])
         batch = make_batch(shape, args.size, rows, args.device, getattr(torch, args.dtype))
-        found[shape] = {"batch": rows, **measure(batch, args.rounds, args.device, args.compile)}
+        found[shape] = {"batch": rows, **measure(batch, args.rounds, args.device, args.variants)}
         del batch
+        gc.collect()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
         print(f"{shape}, {rows} images a step", flush=True)
         for name, row in found[shape]["contenders"].items():
             least, highest = found[shape]["seconds"][name], row["bytes"] / 2**20
@@ -427,7 +452,7 @@ def main() -> None:
         print("  " + ", ".join(f"{k} {v:.2f}" for k, v in found[shape].items() if isinstance(v, float)), flush=True)
     figures: dict[str, Any] = {}
     for key in ("time_vs_floor", "speedup_vs_paper_loop", "time_vs_lora", "memory_vs_floor"):
-        for suffix in ("", "_first_epoch"):
+        for suffix in ("", "_first_epoch", "_default_recipe"):
             # The worse of the shapes; but InstructBLIP is the one that the paper's loop was made for.
             asked = {"instructblip"} & set(found) if key == "speedup_vs_paper_loop" else set()
             figures[key + suffix] = max(row[key + suffix] for shape, row in found.items() if shape in (asked or found))

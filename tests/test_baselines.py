@@ -254,7 +254,7 @@ class TestVisualPrompts:
             def __init__(self, prompt: Any, args: Any, *rest: Any, **kwargs: Any) -> None:
                 super().__init__(prompt, args, *rest, **kwargs)
                 weights = {o.name: o.weight for o in self.objectives if o.weight}
-                how = (args.update_rule, args.learning_rate, args.block_size)
+                how = (self.args.update_rule, self.args.learning_rate, self.args.block_size)
                 made[method] = (weights, *how, self.task.flip, args.max_steps)
 
             def train(self) -> None:

@@ -150,13 +150,23 @@ def test_memory_is_what_a_step_allocates(step: ModuleType) -> None:
 @shapes
 def test_all_is_measured(step: ModuleType, batch: Any) -> None:
     found = step.measure(batch, 2, "cpu")
-    names = {"floor", "floor_whole_head", "ours", "ours_cached", "paper_loop", "lora", "lora_qv"}
+    names = {"floor", "floor_whole_head", "ours", "ours_cached", "ours_default", "paper_loop", "lora", "lora_qv"}
     assert names == found["contenders"].keys()
     assert all(len(row["cpu_seconds"]) == 2 and row["gflop"] > 0 for row in found["contenders"].values())
     for key in ("time_vs_floor", "speedup_vs_paper_loop", "time_vs_lora", "memory_vs_floor"):
         assert found[f"{key}_first_epoch"] > 0 and found[key] > 0
     flops = {name: row["gflop"] for name, row in found["contenders"].items()}
-    assert flops["floor"] < flops["ours_cached"] < flops["ours"] < flops["paper_loop"]
+    assert flops["floor"] <= flops["ours_default"] < flops["ours_cached"] < flops["ours"] < flops["paper_loop"]
+
+
+@shapes
+def test_variants_compute_the_same(step: ModuleType, batch: Any, tmp_path: Path) -> None:
+    found = step.variants(batch, str(tmp_path))  # nothing is compiled before it is run
+    assert found.keys() == {"floor_eager", "floor_compiled", "ours_compiled", "ours_recomputed"}
+    expected = step.floor(batch).step()
+    torch.testing.assert_close(found["floor_eager"].step(), expected, rtol=1e-4, atol=1e-7)
+    loss = step.ours(batch, str(tmp_path)).step()
+    assert found["ours_recomputed"].step().item() == pytest.approx(loss.item(), abs=1e-5)
 
 
 def test_a_clock_charges_the_part_that_runs(profiled: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

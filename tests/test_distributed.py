@@ -75,16 +75,22 @@ def launch(*runs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
 
 def in_processes(count: int, *words: str) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` of a script and its arguments."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu.yaml"),
-        "--num_processes", str(count), "--main_process_port", str(port), *words,
+        "--num_processes", str(count), "--main_process_port", str(free_port()), *words,
     ]  # fmt: skip
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def learned(folder: Path) -> torch.Tensor:
@@ -176,6 +182,36 @@ def test_a_killed_worker_ends_the_job_and_nothing_is_lost(tmp_path: Path) -> Non
         for name in ("run", "unbroken")
     ]  # fmt: skip
     assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_launchers_learn_what_one_process_learns(tmp_path: Path) -> None:
+    """As on two machines: each has a launcher of its own, and they meet at an address."""
+    run = {"folder": str(tmp_path / "two"), "size": 4}
+    address = [
+        "--nnodes",
+        "2",
+        "--nproc_per_node",
+        "1",
+        "--master_addr",
+        "127.0.0.1",
+        "--master_port",
+        str(free_port()),
+    ]
+    launchers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *address, "--node_rank", str(rank), __file__, json.dumps([run])],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [launcher.communicate(timeout=600)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    learn(tmp_path / "one", 8)
+    expected = learned(tmp_path / "one")
+    assert facts(tmp_path / "two")["world"] == 2 and expected.abs().max() > 0.05
+    torch.testing.assert_close(learned(tmp_path / "two"), expected, rtol=0, atol=1e-5)
 
 
 def scattered(places: Sequence[torch.device | None]) -> list[Surrogate]:

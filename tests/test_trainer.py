@@ -243,6 +243,17 @@ class TestWhatIsLearned:
             assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
             assert all(p.grad is None and not p.requires_grad for p in model.parameters())
 
+    @pytest.mark.parametrize("recipe", ["transfer", "paper"])
+    def test_arguments_serve_again_for_another_canvas(self, recipe: str, tmp_path: Path) -> None:
+        args = make_args(tmp_path, recipe=recipe, block_size=None, learning_rate=None, tse_weight=0.0)
+        found = {}
+        for size in (32, 64):
+            trainer = TransferableVisualPromptTrainer(
+                new_prompt(canvas_size=size, border_size=4), args, surrogate("llava"), train_dataset=dataset(2)
+            )
+            found[size] = trainer.args.block_size, trainer.args.learning_rate
+        assert found[32] != found[64]
+
     def test_only_the_prompt_is_the_trainers_model(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path)
         assert [name for name, _ in trainer.model.named_parameters()] == ["delta"]

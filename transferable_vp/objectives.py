@@ -89,6 +89,10 @@ class FeatureConsistency:
         return torch.stack(distances).mean()
 
 
+# Whose text features are kept: datasets that are streamed have no end of captions.
+CAPTIONS = 2**14
+
+
 class TaskSemantics:
     r"""
     TSE: minus CLIP's similarity between the prompted image and its caption (TVP, section 3.3), scaled by CLIP's own
@@ -138,7 +142,10 @@ class TaskSemantics:
             tokens = self.processor.tokenizer(new, padding=padding, truncation=True, return_tensors="pt")
             features = _pooled(self.model.get_text_features(**tokens.to(self.model.device))).float()
             self._text_features |= dict(zip(new, features, strict=True))
-        return torch.stack([self._text_features[caption] for caption in captions])
+        found = torch.stack([self._text_features[caption] for caption in captions])
+        if len(self._text_features) > CAPTIONS:
+            self._text_features.clear()
+        return found
 
 
 def _pooled(output: Any) -> torch.Tensor:

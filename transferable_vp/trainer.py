@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import math
 import os
@@ -15,7 +16,6 @@ import torch
 from PIL import ImageOps
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from .clean_features import CleanFeatures
 from .configuration import TransferableVisualPromptConfig
@@ -25,6 +25,7 @@ from .evaluation import evaluate
 from .modeling import TransferableVisualPrompt
 from .objectives import FeatureConsistency, Objective, Step, TaskSemantics, task_loss
 from .optim import PaperSGD, average_over_blocks
+from .resuming import last_whole_checkpoint
 from .surrogate import Surrogate
 from .trainer_hub import HubTrainer
 from .training_args import TransferableVisualPromptTrainingArguments
@@ -124,6 +125,8 @@ class TransferableVisualPromptTrainer(HubTrainer):
         self.diversity = InputDiversity(
             args.diversity_shift, args.diversity_noise, args.diversity_scale, args.diversity_brightness
         )
+        # A copy: what suits this canvas would stay in arguments that the caller uses again for another.
+        args = copy.copy(args)
         if args.learning_rate is None:
             # Recipe "paper": a step's length over n pixels grows with the square root of n.
             args.learning_rate = 10.0 * model.config.canvas_size / 224
@@ -235,18 +238,26 @@ class TransferableVisualPromptTrainer(HubTrainer):
                 prompt.delta.grad.copy_(average_over_blocks(prompt.delta.grad, mask, self.args.block_size))
 
     def _not_finite(self, what: str) -> FloatingPointError:
-        last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        last = last_whole_checkpoint(self.args.output_dir)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been saved yet"
         return FloatingPointError(
             f"{what} at step {self.state.global_step + 1}; training stops and {kept}. "
             "A lower learning rate or a model in float32 or bfloat16 usually mends this."
         )
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains the prompt: all arguments of [`~transformers.Trainer.train`]."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains the prompt: all arguments of [`~transformers.Trainer.train`]. `resume_from_checkpoint=True` goes on from
+        the last checkpoint of `output_dir` that is whole, and raises `ValueError` if there is none."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"There is no whole checkpoint in {self.args.output_dir} to go on from: start without "
+                    "`resume_from_checkpoint`."
+                )
         self._sums.clear()
         self._count = self._skipped = 0
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Makes the optimizer of `args.update_rule`, after each of whose steps the prompt is projected."""
@@ -354,7 +365,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
                 shutil.rmtree(partial, ignore_errors=True)
             if not full:
                 raise
-            last = get_last_checkpoint(self.args.output_dir)
+            last = last_whole_checkpoint(self.args.output_dir)
             raise OSError(
                 errno.ENOSPC,
                 f"The disk is full: the checkpoint of step {self.state.global_step} could not be saved. "

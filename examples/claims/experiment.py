@@ -185,7 +185,7 @@ def learn_prompt(cell: Cell, zoo: Zoo, settings: Settings) -> tuple[Transferable
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return blank, {name: getattr(args, name) for name in ("recipe", *RECIPES["paper"])}
+    return blank, {name: getattr(trainer.args, name) for name in ("recipe", *RECIPES["paper"])}
 
 
 def make_border(cell: Cell, settings: Settings) -> TransferableVisualPrompt:
