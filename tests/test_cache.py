@@ -101,7 +101,10 @@ class TestFingerprint:
         assert asked.tokenizer.backend_tokenizer.padding and asked.tokenizer.backend_tokenizer.truncation
         assert fingerprint(asked) == before
 
-    def test_of_another_it_is_another(self, make: Callable[..., Surrogate]) -> None:
+    def test_of_another_it_is_another(self, make: Callable[..., Surrogate], pair: Callable[[str], Pair]) -> None:
+        class OtherInputs(Surrogate):
+            """As the paper's: the same model and processor, used in another way."""
+
         changed_weight, changed_processor, changed_chat, half = make(), make(), make(), make()
         with torch.no_grad():
             next(iter(changed_weight.model.parameters())).flatten()[0] += 1e-3
@@ -113,7 +116,7 @@ class TestFingerprint:
         other_end.tokenizer.eos_token = "<s>"
         patches.processor.patch_size = 4
         surrogates = [make(), penalised, other_end, patches, changed_weight, changed_processor, changed_chat, half,
-                      make(prompt_template="<image>{question}"), Surrogate(*tiny.build("idefics3"), name="tiny")]  # fmt: skip
+                      make(prompt_template="<image>{question}"), OtherInputs(*pair("llava"), name="tiny"), Surrogate(*tiny.build("idefics3"), name="tiny")]  # fmt: skip
         assert len({fingerprint(surrogate) for surrogate in surrogates}) == len(surrogates)
 
     def test_weights_that_are_not_in_memory(self, make: Callable[..., Surrogate]) -> None:

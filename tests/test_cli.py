@@ -100,6 +100,20 @@ class TestApply:
         assert "pass --overwrite" in capsys.readouterr().err
         assert main([*arguments, "--overwrite"]) == 0
 
+    def test_results_within_the_folder_are_not_prompted_again(self, tmp_path, prompt_folder) -> None:
+        picture(tmp_path / "in" / "a.png")
+        arguments = [
+            "apply",
+            str(tmp_path / "in"),
+            "--prompt",
+            str(prompt_folder),
+            "--output_dir",
+            str(tmp_path / "in/o"),
+        ]
+        for more in ([], ["--overwrite"]):
+            assert main([*arguments, *more]) == 0
+            assert sorted((tmp_path / "in").rglob("*.png")) == [tmp_path / "in" / "a.png", tmp_path / "in" / "o" / "a.png"]
+
     def test_two_inputs_of_one_name_are_refused_before_anything_is_written(
         self, tmp_path, prompt_folder, capsys
     ) -> None:

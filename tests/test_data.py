@@ -150,7 +150,7 @@ class TestInfer:
 class TestAnswer:
     TASK = Task(candidates=["cat", "dog"])
 
-    @pytest.mark.parametrize("label", [1, np.int64(1), "dog", ["dog", "cat"], ("dog",), [1]])
+    @pytest.mark.parametrize("label", [1, np.int64(1), "dog", ["dog", "cat"], ("dog",), [1], np.array(["dog", "cat"])])
     def test_indices_names_and_lists(self, label: Any) -> None:
         assert self.TASK.answer({"answer": label}) == "dog"
 
@@ -171,12 +171,30 @@ class TestAnswer:
         with pytest.raises(ValueError, match=rf"answer of row 7 is '{label}', which is not among .*'cat', 'dog'"):
             self.TASK.answer({"answer": label}, 7)
 
-    @pytest.mark.parametrize("label", [None, [], [None], {"answer": "net"}, [{"answer": "net"}]])
+    @pytest.mark.parametrize("label", [None, [], [None], {"answer": "net"}, [{"answer": "net"}], np.nan, b"net"])
     @pytest.mark.parametrize("task", [TASK, Task()])
     def test_what_is_no_answer(self, task: Task, label: Any) -> None:
         # Not "None", and not the text of a dict: a model would learn to say these.
         with pytest.raises(ValueError, match=r"The answer of row 7 is .*; expected text.*column 'answer'"):
             task.answer({"answer": label}, 7)
+
+    @pytest.mark.parametrize(("labels", "read"), [([1, 2], ["1", "2"]), (["1", "2"], ["1", "2"])])
+    def test_numbers_are_not_taken_for_places(self, labels: list[Any], read: list[str]) -> None:
+        rows = datasets.Dataset.from_dict({"image": ["a", "b"], "answer": labels})
+        task = Task.infer(rows, candidates=["1", "2", "3", "4"])
+        assert [task.answer(row) for row in rows] == read
+        # Places are those of a column of class labels, whatever its classes are called, and of names that are words.
+        stars = datasets.ClassLabel(names=["1", "2", "3"])
+        rated = rows.select_columns("image").add_column("answer", [0, 2]).cast_column("answer", stars)
+        assert [Task.infer(rated).answer(row) for row in rated] == ["1", "3"]
+        plain = rows.select_columns("image").add_column("answer", [0, 1])
+        assert [Task.infer(plain, candidates=["cat", "dog"]).answer(row) for row in plain] == ["cat", "dog"]
+
+    @pytest.mark.parametrize("question", [None, np.nan])
+    def test_a_row_without_a_question(self, question: Any) -> None:
+        task = Task(question_column="question")
+        with pytest.raises(ValueError, match=r"The question of row 3 is .*; expected text in the column 'question'"):
+            task.example({"image": tiny.picture(), "question": question, "answer": "a"}, 3)
 
     def test_a_caption_of_ones_own(self) -> None:
         task = Task(caption="{answer}, seen from {above}")

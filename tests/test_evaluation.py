@@ -100,6 +100,14 @@ class TestAccuracy:
         ]
         assert evaluate(llava, data, TASK, progress=False).answers == SHOWN
 
+    def test_an_overflow_is_not_a_wrong_answer(
+        self, llava: Surrogate, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scores = lambda surrogate, images, *rest, **more: [np.array([np.nan, 0.0])] * len(images)  # noqa: E731
+        monkeypatch.setattr(evaluation, "score_candidates", scores)
+        with pytest.raises(ValueError, match=r"score for the question 'Which colour\?' is not a number.*float32"):
+            evaluate(llava, rows, TASK, progress=False)
+
     @pytest.mark.parametrize("family", [*tiny.FAMILIES, T5])
     def test_a_real_model(self, family: str, surrogates: Callable[[str], Surrogate]) -> None:
         names = ["red", "a blue square", "cat", "no"]

@@ -34,6 +34,8 @@ ANIMALS = ["lion", "sea lion", "dog", "The cat"]
         ("theatre", "theatre"),
         ("three", "three"),
         ("日本 語", "日本 語"),
+        ("पाल, पिल", "पाल पिल"),
+        ("ม้า", "ม้า"),
         ("?!", ""),
         ("", ""),
     ],

@@ -14,6 +14,7 @@ import tiny_clip
 import tiny_paper
 import torch
 import torchvision
+import yaml
 from tiny_paper import Released, standardised
 from tiny_training import BORDER, CANVAS, new_prompt
 from torchvision.transforms.functional import to_tensor
@@ -326,11 +327,11 @@ class TestRecipe:
         assert (args.num_train_epochs, args.per_device_train_batch_size, args.seed) == (1, 16, 42)
         # No CLIP is needed to see the rate.
         args = paper_arguments(str(tmp_path), tse_weight=0.0, use_cpu=True)
-        TransferableVisualPromptTrainer(
+        trainer = TransferableVisualPromptTrainer(
             model=new_prompt(canvas_size=PAPER_RECIPE["canvas_size"]), args=args, surrogates=surrogate("minigpt4"),
             train_dataset=rows(1), task=Task(answer_column="label", candidates=NAMES),
         )  # fmt: skip
-        assert args.learning_rate == 10
+        assert trainer.args.learning_rate == 10
         assert paper_arguments(str(tmp_path), learning_rate=200.0, seed=0).learning_rate == 200
         # Another rule has a rate of its own.
         assert paper_arguments(str(tmp_path), update_rule="adam").learning_rate == 0.1
@@ -341,6 +342,10 @@ class TestRecipe:
     def test_settings_as_flags(self) -> None:
         words = flags({"model": ["a", "b c"], "none": None, "empty": [], "lr": 10.0, "flip": True, "more": {"x": 1}})
         assert words == ["--model", "a", "b c", "--lr", "10.0", "--flip", "True", "--more", '{"x": 1}']
+
+    def test_yes_and_no_without_quotes(self) -> None:
+        with pytest.raises(ValueError, match=r"`candidates` is \[True, False\]: .* quotes"):
+            flags(yaml.safe_load("candidates: [yes, no]"))
 
     def test_the_canvas(self) -> None:
         names = ("canvas_size", "border_size", "layout", "fit", "value_range")

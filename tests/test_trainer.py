@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import ExifTags, Image
 from tiny_training import (
     BORDER,
     CANVAS,
@@ -228,6 +232,44 @@ class TestWhatIsLearned:
             (seen - expected.flip(-1)).abs().max() < 0.02 for seen, expected in zip(canvases, straight, strict=True)
         ]
         assert 0 < sum(same) < 12 and mirrored == [not each for each in same]
+
+    def test_flips_are_of_the_upright_image(self, tmp_path: Path) -> None:
+        upright = tiny.picture(32, 32, seed=1)
+        sideways = upright.transpose(Image.Transpose.ROTATE_90)
+        sideways.getexif()[ExifTags.Base.Orientation] = 6  # to be turned clockwise by a viewer
+        file = io.BytesIO()
+        sideways.save(file, "PNG", exif=sideways.getexif())
+        stored = Image.open(file)
+        canvases: list[torch.Tensor] = []
+
+        def note(step: Step) -> torch.Tensor:
+            canvases.extend(step.canvas.detach())
+            return step.canvas.mean()
+
+        data = [{"image": stored, "answer": NAMES[0]}] * 8
+        trainer = make_trainer(
+            tmp_path, learning_rate=0.0, objectives=[Objective("note", note)], train_dataset=data,
+            task=Task(**(vars(TASK) | {"flip": True, "answer_column": "answer"})), max_steps=2,
+        )  # fmt: skip
+        trainer.train()
+        (plain,) = trainer.model([upright])
+        kinds = [
+            [torch.allclose(seen, expected, atol=0.02) for expected in (plain, plain.flip(-1))] for seen in canvases
+        ]
+        assert [True, False] in kinds and [False, True] in kinds and [False, False] not in kinds
+
+    def test_a_step_that_overflows_in_float16_is_left_out(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, update_rule="adam")
+        optimizer = trainer.create_optimizer()
+        assert optimizer.defaults["fused"]
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale(torch.ones(()))
+        prompt = trainer.model
+        for gradient, moved, scale in ((float("inf"), False, 2.0), (-1.0, True, 2.0)):
+            prompt.delta.grad = torch.full_like(prompt.delta, gradient)
+            scaler.step(optimizer)
+            scaler.update()
+            assert bool(prompt.delta.any()) == moved and scaler.get_scale() == scale
 
     def test_the_models_stay_as_they_are(self, tmp_path: Path) -> None:
         frozen = [surrogate("llava").model, surrogate("idefics3").model, semantics().model]
@@ -484,6 +526,24 @@ class TestEvaluation:
             trainer.train()
             runs.append(delta(trainer))
         assert torch.equal(*runs)
+
+    def test_a_best_that_is_gone_loses_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rig(monkeypatch, llava=[0.75, 0.25, 0.5])
+
+        class Remove(TrainerCallback):
+            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == 3:
+                    shutil.rmtree(tmp_path / "checkpoint-1")
+
+        trainer = make_trainer(
+            tmp_path, eval_strategy="steps", eval_steps=1, eval_dataset=dataset(4), save_strategy="steps", save_steps=1,
+            load_best_model_at_end=True, callbacks=[Remove()],
+        )  # fmt: skip
+        with caplog.at_level(logging.WARNING):
+            trainer.train()
+        assert "checkpoint-1, is not there any more" in caplog.text and delta(trainer).any()
 
     def test_the_best_is_the_sources(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rig(monkeypatch, llava=[0.25, 0.75, 0.5], idefics3=[0.5, 0.0, 1.0])

@@ -119,6 +119,12 @@ class TestTransferReport:
             assert target["delta"] == pytest.approx(1 / 3)
             assert tuple(target["delta_ci95"]) == paired_bootstrap(zero_border, seeing)
 
+    def test_losses_are_no_accuracies(
+        self, targets: list[Surrogate], rows: list[dict[str, Any]], prompt: TransferableVisualPrompt
+    ) -> None:
+        with pytest.raises(ValueError, match="There are no candidates to rank"):
+            transfer_report(targets, rows, Task(), [prompt], source=[], title="colours", progress=False)
+
     def test_means_over_seeds(
         self, targets: list[Surrogate], rows: list[dict[str, Any]], rig: Rig, prompt: TransferableVisualPrompt
     ) -> None:

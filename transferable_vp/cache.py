@@ -96,6 +96,9 @@ def fingerprint(surrogate: Surrogate) -> str:
     processor = surrogate.processor
     tokenizer = getattr(surrogate.tokenizer, "backend_tokenizer", None)
     for part in (
+        # The paper's inputs are other ones than the model's own.
+        type(surrogate).__name__,
+        str(getattr(surrogate, "form", None)),
         type(surrogate.model).__name__,
         surrogate.config.to_json_string(use_diff=False),
         processor.image_processor.to_json_string(),

@@ -74,7 +74,12 @@ def apply(args: argparse.Namespace) -> None:
         path = Path(name)
         if not path.exists():
             raise FileNotFoundError(f"There is no image or folder {path}.")
-        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+        # Without those of an output folder within: they would be prompted twice.
+        inside = path.resolve() in output.resolve().parents
+        files = [path]
+        if path.is_dir():
+            found = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            files = [f for f in found if not (inside and output.resolve() in f.resolve().parents)]
         jobs += [
             (f, output / (f.relative_to(path) if path.is_dir() else Path(f.name)).with_suffix(".png")) for f in files
         ]

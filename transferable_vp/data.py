@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import numbers
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,9 @@ class Task:
             Text that TSE pulls the image towards, with `{answer}` and, if need be, `{question}` in it.
         flip (`bool`, *optional*, defaults to `False`):
             Whether training may mirror images. The paper's code mirrors those of every task; wrong for digits and text.
+        integers_are_names (`bool`, *optional*, defaults to `False`):
+            Whether an integer in the answer column is the answer itself ("How many?" 4) and not a place among
+            `candidates`. [`~Task.infer`] says so of a column of plain integers where all candidates are integers.
     """
 
     image_column: str = "image"
@@ -70,6 +74,7 @@ class Task:
     candidates: Sequence[str] | None = None
     caption: str = "this is a photo of a {answer}"
     flip: bool = False
+    integers_are_names: bool = False
 
     @classmethod
     def infer(cls, dataset: Any, **given: Any) -> Task:
@@ -106,6 +111,9 @@ class Task:
         label = features.get(given["answer_column"])
         if "candidates" not in given and isinstance(label, datasets.ClassLabel):
             given["candidates"] = [name.replace("_", " ") for name in label.names]
+        plain = isinstance(label, datasets.Value) and label.dtype.startswith(("int", "uint"))
+        if plain and all(re.fullmatch(r"[-+]?\d+", name) for name in given.get("candidates", [""])):
+            given.setdefault("integers_are_names", True)
         return cls(**given)
 
     def example(self, row: dict[str, Any], index: int | None = None) -> Example:
@@ -113,10 +121,15 @@ class Task:
 
         Raises:
             BadImageError: If the image cannot be decoded, naming it.
-            ValueError: If the label is not one of the candidates.
+            ValueError: If the label is not one of the candidates, or the row has no question.
         """
         answer = self.answer(row, index)
-        question = self.question if self.question_column is None else str(row[self.question_column])
+        question = self.question if self.question_column is None else row[self.question_column]
+        if not isinstance(question, str):
+            raise ValueError(
+                f"The question of {_row(index)} is {question!r}; expected text in the column {self.question_column!r}. "
+                "Leave such rows out, or choose another `question_column`."
+            )
         image = decode(row[self.image_column], index)
         return Example(
             image, question, answer, self.caption.replace("{question}", question).replace("{answer}", answer)
@@ -125,15 +138,17 @@ class Task:
     def answer(self, row: dict[str, Any], index: int | None = None) -> str:
         """The right answer of a row, as text."""
         label, names = row[self.answer_column], self.candidates
+        if hasattr(label, "tolist"):
+            label = label.tolist()  # of numpy or torch
         if isinstance(label, (list, tuple)) and label:
             label = label[0]
-        if label is None or isinstance(label, (list, tuple, dict)):
+        if label is None or label != label or isinstance(label, (list, tuple, dict, bytes)):  # NaN differs from itself
             raise ValueError(
                 f"The answer of {_row(index)} is {label!r}; expected text, a class label or a list of texts in the "
                 f"column {self.answer_column!r}. Leave such rows out, or choose another `answer_column`."
             )
-        if names is not None and isinstance(label, numbers.Integral) and not isinstance(label, bool):
-            # numpy's integers are Integral but no int.
+        place = isinstance(label, numbers.Integral) and not isinstance(label, bool) and not self.integers_are_names
+        if names is not None and place:
             if not 0 <= int(label) < len(names):
                 raise ValueError(
                     f"The label of {_row(index)} is {label}, outside the {len(names)} classes ({_names(names[:3])}, ...); "
@@ -157,7 +172,8 @@ def decode(image: Any, index: int | None = None) -> Image.Image:
         if isinstance(image, (bytes, bytearray)):
             image = io.BytesIO(image)
         if isinstance(image, (str, Path)):
-            path = str(image)
+            # A column of images as base64 text is taken for one of paths.
+            path = str(image) if len(str(image)) < 300 else f"{str(image)[:50]}..."
         if image is None:
             raise BadImageError(f"{_row(index)} has no image.")
         if not isinstance(image, Image.Image):

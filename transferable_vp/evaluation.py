@@ -236,6 +236,11 @@ def _ask_endpoint(
 def _judge(raw: Any, example: Example, task: Task, metric: str, by: By, result: Evaluation) -> float:
     """1 for a right answer and 0 for a wrong one, which is added to `result`; or the loss."""
     result.references.append(example.answer)
+    if by == "rank" and np.isnan(raw).any():
+        raise ValueError(
+            f"The model's score for the question {example.question!r} is not a number: it overflows in its precision. Load "
+            "it in float32 or bfloat16 (`dtype`, `--dtype`)."
+        )
     if by == "rank" and task.candidates is None:
         return float(raw)
     if by == "rank":

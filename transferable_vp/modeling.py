@@ -135,7 +135,7 @@ class TransferableVisualPrompt(PreTrainedModel):
             images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, or a sequence or batch of them):
                 PIL images of any mode and size (EXIF rotation is applied, 16-bit is scaled, alpha is dropped as
                 `Image.convert("RGB")` drops it); arrays `(h, w)` or `(h, w, 1|3|4)`, tensors `(1|3|4, h, w)` or a
-                batch with one more axis in front; integers in 0..255, floats in [0, 1].
+                batch with one more axis in front; `uint8` in 0..255, floats in [0, 1].
             prompted (`bool`, *optional*, defaults to `True`):
                 With `False` the learned pixels are left out: the same geometry around a black border, which is the
                 clean side of Feature Consistency Alignment and the *zero border* of reports.

@@ -287,6 +287,8 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for name, value in settings.items():
         values = value if isinstance(value, list) else [] if value is None else [value]
+        if isinstance(value, list) and any(isinstance(v, bool) for v in values):
+            raise ValueError(f"`{name}` is {value}: YAML reads yes and no as true and false. Put quotes around them.")
         if values:
             words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
     return words

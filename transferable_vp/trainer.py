@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import logging
 import math
 import os
 import shutil
@@ -29,6 +30,9 @@ from .resuming import last_whole_checkpoint
 from .surrogate import Surrogate
 from .trainer_hub import HubTrainer
 from .training_args import TransferableVisualPromptTrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 def _refuse_other_splitting(args: TransferableVisualPromptTrainingArguments) -> None:
@@ -182,7 +186,8 @@ class TransferableVisualPromptTrainer(HubTrainer):
         """
         images = inputs["images"]
         if self.task.flip and model.training:
-            images = [ImageOps.mirror(i) if torch.rand(()) < 0.5 else i for i in images]
+            # Upright first: mirrored as they are stored, photos of a camera held sideways would be upside down.
+            images = [ImageOps.mirror(ImageOps.exif_transpose(i)) if torch.rand(()) < 0.5 else i for i in images]
         active = [objective for objective in self.objectives if objective.weight]
         with_features = any(getattr(o.function, "needs_features", False) for o in active)
         prompt = self.accelerator.unwrap_model(model)
@@ -229,7 +234,11 @@ class TransferableVisualPromptTrainer(HubTrainer):
         if prompt.delta.grad is not None and not torch.isfinite(prompt.delta.grad).all():
             raise self._not_finite("The gradient is not finite, while every loss is,")
 
-    def _prepare_gradient(self, prompt: TransferableVisualPrompt) -> None:
+    def _prepare_gradient(self, prompt: TransferableVisualPrompt, optimizer: Any) -> None:
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is not None and overflow.any():
+            # Fused optimizers are called by the scaler of float16 also when they are to do nothing.
+            return
         self._check_gradient(prompt)
         if self.args.block_size > 1 and prompt.delta.grad is not None:
             border, learned = prompt.border_mask, prompt.trainable_mask
@@ -268,7 +277,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
         # A second `train()` goes on with the first one's optimizer, by then in a wrapper of accelerate's.
         inner = getattr(optimizer, "optimizer", optimizer)
         if inner is not self._hooked:
-            inner.register_step_pre_hook(lambda *_: self._prepare_gradient(prompt))
+            inner.register_step_pre_hook(lambda optimizer, *_: self._prepare_gradient(prompt, optimizer))
             inner.register_step_post_hook(lambda *_: prompt.project_())
             self._hooked = inner
         return optimizer
@@ -381,7 +390,16 @@ class TransferableVisualPromptTrainer(HubTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = TransferableVisualPromptConfig.from_pretrained(resume_from_checkpoint)
-        for name in ("canvas_size", "border_size", "content_size", "layout", "value_range", "fit", "canvas"):
+        for name in (
+            "canvas_size",
+            "border_size",
+            "content_size",
+            "layout",
+            "epsilon",
+            "value_range",
+            "fit",
+            "canvas",
+        ):
             there, here = getattr(saved, name), getattr(self.model.config, name)
             if there != here:
                 raise ValueError(
@@ -393,6 +411,12 @@ class TransferableVisualPromptTrainer(HubTrainer):
             self.accelerator.unwrap_model(model or self.model).delta.copy_(loaded.delta)
 
     def _load_best_model(self) -> None:
+        if not Path(self.state.best_model_checkpoint).is_dir():
+            logger.warning(
+                "The best checkpoint, %s, is not there any more: the prompt stays that of the last step.",
+                self.state.best_model_checkpoint,
+            )
+            return
         best = TransferableVisualPrompt.from_pretrained(self.state.best_model_checkpoint)
         with torch.no_grad():
             self.accelerator.unwrap_model(self.model).delta.copy_(best.delta)

@@ -83,6 +83,11 @@ def transfer_report(
         `dict`: See `transferable_vp.report`. Columns are means over seeds; the interval is a paired bootstrap over
         examples.
     """
+    if by == "rank" and task.candidates is None:
+        raise ValueError(
+            "There are no candidates to rank, so there is no accuracy to report: give the task some, or let models write "
+            "(`by='generate'`)."
+        )
     report: dict[str, Any] = {"source": " + ".join(source), "task": title, "metric": metric, "seeds": list(seeds),
                               "settings": settings or {}, "targets": []}  # fmt: skip
     shape = prompts[0]

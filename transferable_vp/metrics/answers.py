@@ -27,6 +27,10 @@ NUMBERS = re.compile(
     rf"|\b(?:one[ -](?=hundred))?(?P<word>{'|'.join(WORDS)})\b"
 )
 
+# Letters, digits and the marks that are parts of letters in Hindi, Thai and others, which `re` counts as neither.
+MARKS = "".join(mark for mark in map(chr, range(0x370, 0x1E900)) if unicodedata.category(mark) in ("Mn", "Mc"))
+WORD = rf"(?:[^\W_]|[{MARKS}])+"
+
 NO = re.compile(r"\b(?:no|not|none|cannot|(?:is|are|was|were|does|do|did|has|have|ca|could|would|wo)nt)\b")
 # These hold a "no" or a "yes" without saying it.
 HEDGE = re.compile(
@@ -66,7 +70,7 @@ def normalize(text: str) -> str:
     text = re.sub(r"['’‘`]", "", text)
     chunks = text.split()
     without = [chunk for chunk in chunks if chunk.strip(string.punctuation) not in ARTICLES]
-    return " ".join(re.findall(r"[^\W_]+(?:(?<=\d)\.(?=\d)[^\W_]+)*", " ".join(without or chunks)))
+    return " ".join(re.findall(rf"{WORD}(?:(?<=\d)\.(?=\d){WORD})*", " ".join(without or chunks)))
 
 
 def _plain(text: str) -> str:
