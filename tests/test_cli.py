@@ -112,7 +112,10 @@ class TestApply:
         ]
         for more in ([], ["--overwrite"]):
             assert main([*arguments, *more]) == 0
-            assert sorted((tmp_path / "in").rglob("*.png")) == [tmp_path / "in" / "a.png", tmp_path / "in" / "o" / "a.png"]
+            assert sorted((tmp_path / "in").rglob("*.png")) == [
+                tmp_path / "in" / "a.png",
+                tmp_path / "in" / "o" / "a.png",
+            ]
 
     def test_two_inputs_of_one_name_are_refused_before_anything_is_written(
         self, tmp_path, prompt_folder, capsys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .data import CORRUPTIONS, TASKS, corrupted_name
@@ -197,20 +198,27 @@ def ensembles(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int)
             yield from trainings(zoo, task, members, ("transfer", "paper"), seed, size)
 
 
-def elsewhere(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) -> Iterator[Cell]:
+def elsewhere(
+    zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int, name: str = "transfer"
+) -> Iterator[Cell]:
     """The prompts of the core on related tasks and on corrupted pictures: nothing is trained again."""
     for task in tasks:
         others = [other for other in ("colors", "ink", "water") if other != task]
         for on in [*others, *(corrupted_name(task, corruption) for corruption in CORRUPTIONS)]:
             yield Cell(zoo, on, CONDITIONS["zero"])
-            yield from trainings(zoo, task, members, ("transfer", "paper"), seed, on=on)
+            yield from trainings(zoo, task, members, (name,), seed, on=on)
 
 
-def little_data(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) -> Iterator[Cell]:
-    """A tenth and a hundredth of the data, and the control whose answers are shuffled."""
+def hundredth(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) -> Iterator[Cell]:
+    """A hundredth of the data, and the control whose answers are shuffled."""
     for task in tasks:
-        names = ("transfer_10%", "transfer_1%", "paper_10%", "paper_1%", "shuffled")
-        yield from trainings(zoo, task, members, names, seed)
+        yield from trainings(zoo, task, members, ("transfer_1%", "paper_1%", "shuffled"), seed)
+
+
+def tenth(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) -> Iterator[Cell]:
+    """A tenth of the data."""
+    for task in tasks:
+        yield from trainings(zoo, task, members, ("transfer_10%", "paper_10%"), seed)
 
 
 def variants(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) -> Iterator[Cell]:
@@ -233,4 +241,6 @@ def adapters(zoo: str, members: Sequence[str], tasks: Sequence[str], seed: int) 
 
 
 # What the plan "full" adds, the most important first.
-PARTS = (terms, ensembles, little_data, elsewhere, other_tasks, adapters, variants)
+PARTS = (
+    terms, ensembles, elsewhere, hundredth, tenth, partial(elsewhere, name="paper"), adapters, other_tasks, variants,
+)  # fmt: skip
