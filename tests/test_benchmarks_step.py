@@ -163,6 +163,8 @@ def test_all_is_measured(step: ModuleType, batch: Any) -> None:
 def test_variants_compute_the_same(step: ModuleType, batch: Any, tmp_path: Path) -> None:
     found = step.variants(batch, str(tmp_path))  # nothing is compiled before it is run
     assert found.keys() == {"floor_eager", "floor_compiled", "ours_compiled", "ours_recomputed"}
+    compiled = step.with_model(batch, torch.compile(step.twin(batch))).surrogate
+    assert compiled.last_logits(2) == batch.surrogate.last_logits(2) == {"logits_to_keep": 2}
     expected = step.floor(batch).step()
     torch.testing.assert_close(found["floor_eager"].step(), expected, rtol=1e-4, atol=1e-7)
     loss = step.ours(batch, str(tmp_path)).step()

@@ -81,7 +81,9 @@ class Surrogate:
         self._texts: dict[str, str] = {}
         self._answers: dict[tuple[str, bool, str], list[int]] = {}
         # Not `peft_config`: a model with an adapter loaded by transformers itself has one too, and is its own base.
-        self.base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        # What `torch.compile` gives says nothing of its arguments.
+        self.base_model = getattr(base, "_orig_mod", base)
         self._parameters = inspect.signature(self.base_model.forward).parameters
         # BLIP-2 and InstructBLIP hand what they do not know on to their language model, which does.
         reader = self.base_model.language_model if self.family.passes_on else self.base_model
