@@ -88,9 +88,10 @@ def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, se
     rows = read_rows(cells, runner)
     if not rows:
         raise ValueError(f"No cell of this plan is kept under {runner.output}: run it first.")
+    kept = sum(runner.read(cell) is not None for cell in sorted(cells, key=lambda one: one.zoo))
     result = {
         "summary": summarize(rows), "claims": claims(rows), "lines": all_lines(rows), "settings": asdict(runner.settings),
-        "command": command, "versions": versions(),
+        "command": command, "cells": len(cells), "kept": kept, "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, one thread a process, torch {torch.__version__}",
         "pairs": list(map(short, filter(is_shown, rows))),
     }  # fmt: skip
@@ -118,7 +119,9 @@ def run_search(args: argparse.Namespace, runner: Runner, command: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line; errors a user can mend are printed as one sentence."""
     args = parse(argv)
-    command = shlex.join(["python", "examples/reproduce_claims.py", *(sys.argv[1:] if argv is None else argv)])
+    # Of kept cells the whole command writes the same page.
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--report_only"]
+    command = shlex.join(["python", "examples/reproduce_claims.py", *words])
     try:
         settings = Settings(**{name: getattr(args, name) for name in asdict(Settings())})
         runner = Runner(zoo_folders(args.zoo), args.output_dir, settings)

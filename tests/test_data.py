@@ -187,6 +187,9 @@ class TestAnswer:
         stars = datasets.ClassLabel(names=["1", "2", "3"])
         rated = rows.select_columns("image").add_column("answer", [0, 2]).cast_column("answer", stars)
         assert [Task.infer(rated).answer(row) for row in rated] == ["1", "3"]
+        with pytest.raises(ValueError, match=r"row 5 is 2: the candidate '2', or the one in place 2 of '1', '2', '3'"):
+            Task(candidates=["1", "2", "3"]).answer({"answer": 2}, 5)
+        assert Task(candidates=["0", "1", "2"]).answer({"answer": 2}) == "2"
         plain = rows.select_columns("image").add_column("answer", [0, 1])
         assert [Task.infer(plain, candidates=["cat", "dog"]).answer(row) for row in plain] == ["cat", "dog"]
 

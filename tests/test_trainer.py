@@ -270,6 +270,11 @@ class TestWhatIsLearned:
             scaler.step(optimizer)
             scaler.update()
             assert bool(prompt.delta.any()) == moved and scaler.get_scale() == scale
+        with pytest.raises(FloatingPointError, match="The gradient overflowed in 50 steps on end at step 1"):
+            for _ in range(50):
+                prompt.delta.grad = torch.full_like(prompt.delta, float("nan"))
+                scaler.step(optimizer)
+                scaler.update()
 
     def test_the_models_stay_as_they_are(self, tmp_path: Path) -> None:
         frozen = [surrogate("llava").model, surrogate("idefics3").model, semantics().model]
@@ -539,7 +544,7 @@ class TestEvaluation:
 
         trainer = make_trainer(
             tmp_path, eval_strategy="steps", eval_steps=1, eval_dataset=dataset(4), save_strategy="steps", save_steps=1,
-            load_best_model_at_end=True, callbacks=[Remove()],
+            save_total_limit=1, load_best_model_at_end=True, callbacks=[Remove()],
         )  # fmt: skip
         with caplog.at_level(logging.WARNING):
             trainer.train()

@@ -87,11 +87,13 @@ class TestResume:
             ({"canvas_size": 40}, "canvas_size=32 and the prompt to train has 40"),
             ({"border_size": 4}, "border_size=6 and the prompt to train has 4"),
             ({"layout": "both"}, "layout='border' and the prompt to train has 'both'"),
+            ({"epsilon": 0.5}, r"epsilon=0.06\d+ and the prompt to train has 0.5"),
             ({"value_range": "unbounded"}, "value_range='displayable' and the prompt to train has 'unbounded'"),
         ],
     )
     def test_with_another_configuration(self, change: dict[str, Any], shown: str, tmp_path: Path) -> None:
         new_prompt().save_pretrained(tmp_path / "checkpoint-3")
+        (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
         trainer = make_trainer(tmp_path, model=new_prompt(**change))
         with pytest.raises(ValueError, match=f"checkpoint-3 has {shown}: resume with the same configuration"):
             trainer.train(resume_from_checkpoint=True)

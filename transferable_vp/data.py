@@ -52,7 +52,7 @@ class Task:
 
     Args:
         image_column (`str`): Column of images.
-        answer_column (`str`): Column of answers, or of class labels (integers into `candidates`, or names).
+        answer_column (`str`): Column of answers, or of class labels (places among `candidates`, or names).
         question (`str`, *optional*, defaults to `"This is a photo of a"`):
             The question asked of every image, when there is no `question_column`. The default is the paper's.
         question_column (`str`, *optional*): Column of questions.
@@ -62,9 +62,9 @@ class Task:
             Text that TSE pulls the image towards, with `{answer}` and, if need be, `{question}` in it.
         flip (`bool`, *optional*, defaults to `False`):
             Whether training may mirror images. The paper's code mirrors those of every task; wrong for digits and text.
-        integers_are_names (`bool`, *optional*, defaults to `False`):
-            Whether an integer in the answer column is the answer itself ("How many?" 4) and not a place among
-            `candidates`. [`~Task.infer`] says so of a column of plain integers where all candidates are integers.
+        integers_are_names (`bool`, *optional*):
+            Whether an integer in the answer column is the answer itself ("How many?" 4) or a place among `candidates`.
+            [`~Task.infer`] knows by the column's type. Not given, an integer that could be either is an error.
     """
 
     image_column: str = "image"
@@ -74,7 +74,7 @@ class Task:
     candidates: Sequence[str] | None = None
     caption: str = "this is a photo of a {answer}"
     flip: bool = False
-    integers_are_names: bool = False
+    integers_are_names: bool | None = None
 
     @classmethod
     def infer(cls, dataset: Any, **given: Any) -> Task:
@@ -111,9 +111,11 @@ class Task:
         label = features.get(given["answer_column"])
         if "candidates" not in given and isinstance(label, datasets.ClassLabel):
             given["candidates"] = [name.replace("_", " ") for name in label.names]
-        plain = isinstance(label, datasets.Value) and label.dtype.startswith(("int", "uint"))
-        if plain and all(re.fullmatch(r"[-+]?\d+", name) for name in given.get("candidates", [""])):
-            given.setdefault("integers_are_names", True)
+        if isinstance(label, datasets.ClassLabel):
+            given.setdefault("integers_are_names", False)
+        elif isinstance(label, datasets.Value) and label.dtype.startswith(("int", "uint")):
+            numbered = all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in given.get("candidates", [""]))
+            given.setdefault("integers_are_names", numbered)
         return cls(**given)
 
     def example(self, row: dict[str, Any], index: int | None = None) -> Example:
@@ -138,10 +140,9 @@ class Task:
     def answer(self, row: dict[str, Any], index: int | None = None) -> str:
         """The right answer of a row, as text."""
         label, names = row[self.answer_column], self.candidates
-        if hasattr(label, "tolist"):
-            label = label.tolist()  # of numpy or torch
+        label = label.tolist() if hasattr(label, "tolist") else label  # of numpy or torch
         if isinstance(label, (list, tuple)) and label:
-            label = label[0]
+            label = label[0].tolist() if hasattr(label[0], "tolist") else label[0]
         if label is None or label != label or isinstance(label, (list, tuple, dict, bytes)):  # NaN differs from itself
             raise ValueError(
                 f"The answer of {_row(index)} is {label!r}; expected text, a class label or a list of texts in the "
@@ -149,6 +150,12 @@ class Task:
             )
         place = isinstance(label, numbers.Integral) and not isinstance(label, bool) and not self.integers_are_names
         if names is not None and place:
+            unknown = self.integers_are_names is None and str(label) in names
+            if unknown and list(names).index(str(label)) != label:
+                raise ValueError(
+                    f"The answer of {_row(index)} is {label}: the candidate {str(label)!r}, or the one in place {label} of "
+                    f"{_names(names)}? Give the task `integers_are_names`, or write answers as text."
+                )
             if not 0 <= int(label) < len(names):
                 raise ValueError(
                     f"The label of {_row(index)} is {label}, outside the {len(names)} classes ({_names(names[:3])}, ...); "

@@ -109,7 +109,8 @@ def evaluate(
         [`Evaluation`]
 
     Raises:
-        ValueError: If there is no row to evaluate, or a row's label is not among the candidates.
+        ValueError: If there is no row to evaluate, a row's label is not among the candidates, or a model's score is not a
+            number, as when it overflows in float16.
     """
     dataset = undecoded(dataset)
     rows = islice(iter(dataset), shard[0], None, shard[1])

@@ -90,7 +90,7 @@ class FeatureConsistency:
 
 
 # Whose text features are kept: datasets that are streamed have no end of captions.
-CAPTIONS = 2**14
+MOST_CAPTIONS = 2**14
 
 
 class TaskSemantics:
@@ -143,7 +143,7 @@ class TaskSemantics:
             features = _pooled(self.model.get_text_features(**tokens.to(self.model.device))).float()
             self._text_features |= dict(zip(new, features, strict=True))
         found = torch.stack([self._text_features[caption] for caption in captions])
-        if len(self._text_features) > CAPTIONS:
+        if len(self._text_features) > MOST_CAPTIONS:
             self._text_features.clear()
         return found
 

@@ -16,8 +16,9 @@ logger = logging.getLogger(__name__)
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
     r"""
-    The newest `checkpoint-N` that was saved to its end. One whose saving was cut off, by a kill or a power failure, is
-    passed over with a warning: [`~transformers.trainer_utils.get_last_checkpoint`] would take it.
+    The newest `checkpoint-N` whose state is there, which the first process writes last. One that is left without it, as
+    by a kill while it was saved, is passed over with a warning:
+    [`~transformers.trainer_utils.get_last_checkpoint`] would take it.
 
     Args:
         folder (`str` or `Path`): A training's `output_dir`; it need not be there.
@@ -35,7 +36,6 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    # The Trainer writes its state last.
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

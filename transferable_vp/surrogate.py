@@ -28,7 +28,7 @@ from .sharding import shard_layers
 
 
 # Questions and answers whose texts and tokens are kept: datasets that are streamed have no end of them.
-TEXTS = 2**16
+MOST_TEXTS = 2**16
 
 
 def model_name(path: str) -> str:
@@ -295,7 +295,7 @@ class Surrogate:
     def text(self, question: str) -> str:
         """The text that the model is given with `question`, image placeholder included."""
         if question not in self._texts:
-            if len(self._texts) > TEXTS:
+            if len(self._texts) >= MOST_TEXTS:
                 self._texts.clear()
             if self.prompt_template is not None:
                 text = self.prompt_template.replace("{question}", question)
@@ -342,7 +342,7 @@ class Surrogate:
         before = "" if begins or not text else text.splitlines()[-1]
         key = (before, begins, answer)
         if key not in self._answers:
-            if len(self._answers) > TEXTS:
+            if len(self._answers) >= MOST_TEXTS:
                 self._answers.clear()
             tokenizer = self.tokenizer
             joined = before + ("" if begins else " ") + answer

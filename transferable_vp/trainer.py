@@ -34,6 +34,8 @@ from .training_args import TransferableVisualPromptTrainingArguments
 
 logger = logging.getLogger(__name__)
 
+MOST_OVERFLOWS = 50
+
 
 def _refuse_other_splitting(args: TransferableVisualPromptTrainingArguments) -> None:
     # FSDP comes from the launcher by way of the environment only; DeepSpeed is in `args` either way.
@@ -56,7 +58,8 @@ class TransferableVisualPromptTrainer(HubTrainer):
 
     Args:
         model ([`TransferableVisualPrompt`]): The prompt to train.
-        args ([`TransferableVisualPromptTrainingArguments`]): The training arguments.
+        args ([`TransferableVisualPromptTrainingArguments`]): The training arguments. `trainer.args` is a copy of them,
+            with what depends on the canvas filled in.
         surrogates ([`Surrogate`] or a sequence of them): The frozen models to learn on.
         train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or a sequence of `dict`): See [`Task`].
         eval_dataset (same types, or a `dict` of them, *optional*): Validation data for the surrogates.
@@ -155,7 +158,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
         # images cannot be split. `accelerate launch` uses them all.
         args._n_gpu = min(args.n_gpu, 1)
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
-        self._count = self._skipped = 0
+        self._count = self._skipped = self._overflows = 0
         self._hooked: Any = None
         self._clean_features = CleanFeatures(self.surrogates, args.clean_features_cache * 1e9)
         if args.shard_surrogates:
@@ -236,8 +239,12 @@ class TransferableVisualPromptTrainer(HubTrainer):
 
     def _prepare_gradient(self, prompt: TransferableVisualPrompt, optimizer: Any) -> None:
         overflow = getattr(optimizer, "found_inf", None)
-        if overflow is not None and overflow.any():
-            # Fused optimizers are called by the scaler of float16 also when they are to do nothing.
+        self._overflows = self._overflows + 1 if overflow is not None and overflow.any() else 0
+        if self._overflows:
+            # Fused optimizers are called by the scaler of float16 also when they are to do nothing. It halves its scale
+            # each time, and has nothing left to halve in the end.
+            if self._overflows == MOST_OVERFLOWS:
+                raise self._not_finite(f"The gradient overflowed in {MOST_OVERFLOWS} steps on end")
             return
         self._check_gradient(prompt)
         if self.args.block_size > 1 and prompt.delta.grad is not None:
@@ -416,6 +423,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
                 "The best checkpoint, %s, is not there any more: the prompt stays that of the last step.",
                 self.state.best_model_checkpoint,
             )
+            self.state.best_model_checkpoint = None
             return
         best = TransferableVisualPrompt.from_pretrained(self.state.best_model_checkpoint)
         with torch.no_grad():

@@ -177,7 +177,8 @@ def borders(zoo: str, task: str, seeds: Sequence[int]) -> Iterator[Cell]:
 def trainings(
     zoo: str, task: str, members: Sequence[str], names: Sequence[str], seed: int, size: int = 1, on: str = ""
 ) -> Iterator[Cell]:
-    """A training from every member, or from groups of `size` members; every member is in one group if they go round."""
+    """A training from every member, or from groups of `size` members that follow each other; of members that make no
+    whole number of groups, the last are in none."""
     if size >= len(members):
         return  # no member would be held out
     for name in names:

@@ -133,10 +133,15 @@ def zoos_table(lines: Sequence[Mapping[str, Any]], task: str) -> str:
 
 
 def extent(number: Mapping[str, Any]) -> str:
-    """Of how many zoos and seeds a number is, and of which tasks where it is not of all, in brackets."""
+    """Of how many zoos and seeds a number is, in brackets, and of which tasks where it is not of all."""
     counts = [f"{len(number[key])} {key if len(number[key]) > 1 else key[:-1]}" for key in ("zoos", "seeds")]
-    tasks = [] if set(number["tasks"]) >= set(TASKS_OF_THE_MEAN) else [f"`{task}`" for task in number["tasks"]]
-    return f" ({', '.join([*tasks, *counts])})"
+    return f" ({', '.join(counts)}){only(number['tasks'])}"
+
+
+def only(tasks: Sequence[str]) -> str:
+    """`" (`ink` only)"` where something was not measured on all tasks of the mean; empty where it was, or on none."""
+    missing = tasks and not set(tasks) >= set(TASKS_OF_THE_MEAN)
+    return f" ({', '.join(f'`{task}`' for task in tasks)} only)" if missing else ""
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -168,10 +173,10 @@ def headline(summary: Mapping[str, Any]) -> str:
         if gain is not None:
             key = f"heldout_gain_{short}"
             lines.append([
-                label, points(summary[f"source_gain_{short}"]), points(gain, summary[f"{key}_ci95"]),
+                label + only(summary[f"tasks_{short}"]), points(summary[f"source_gain_{short}"]), points(gain, summary[f"{key}_ci95"]),
                 points(summary[f"{key}_without_shared_tower"]), points(summary[f"{key}_untouched"]),
                 percent(summary[f"harmed_fraction_{short}"]), percent(summary[f"below_zero_fraction_{short}"]),
-                points(summary[f"nocue_{key}"]),
+                points(summary[f"nocue_{key}"]) + only(summary[f"nocue_tasks_{short}"]),
             ])  # fmt: skip
     header = ["", "source", "held-out [95 % over zoos]", "without pairs of one tower", "not seen by the search", "harmed",
               "below zero", "zoo without the cue"]  # fmt: skip
@@ -185,7 +190,8 @@ def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
     seeds = ", ".join(map(str, summary["seeds"])) or NOTHING
     parts = [
         "# The paper's claims, measured\n",
-        f"Written by `{result['command']}` from `docs/results/claims.json`. Zoos {zoos}; seeds of training {seeds}; "
+        f"Written by `{result['command']}` from `docs/results/claims.json`; {result['kept']:,} of the {result['cells']:,} "
+        f"cells of this plan have been run, and tables show those. Zoos {zoos}; seeds of training {seeds}; "
         f"{settings['steps']} steps of {settings['batch_size']} pictures out of {settings['n_train']}; n = "
         f"{settings['n_test']} test pictures, used for no choice. Those of zoo 0 were also looked at, with `llava` as "
         "source, while the tasks were being made. Gains are in points over the zero border on the same pictures.\n",
@@ -234,9 +240,11 @@ def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
             search_table(search) + "\n",
         ]  # fmt: skip
     others = [zoo for zoo in summary["zoos"] if zoo != SEARCHED_ZOO]
+    control = summary["control_members"]
     parts += [
         "## Make it again\n", "<!-- not run: it takes hours -->\n```bash",
         *(f"python zoo/train.py --zoo_seed {zoo} --output_dir runs/zoos/{zoo}" for zoo in others),
+        *([f"python zoo/train.py --no_cues --members {' '.join(control)} --output_dir runs/zoos/{CONTROL}"] if control else []),
         f"{result['command']}\n```\n",
     ]  # fmt: skip
     parts += [f"Machine: {result['machine']}. Versions: "

@@ -27,9 +27,13 @@ NUMBERS = re.compile(
     rf"|\b(?:one[ -](?=hundred))?(?P<word>{'|'.join(WORDS)})\b"
 )
 
-# Letters, digits and the marks that are parts of letters in Hindi, Thai and others, which `re` counts as neither.
-MARKS = "".join(mark for mark in map(chr, range(0x370, 0x1E900)) if unicodedata.category(mark) in ("Mn", "Mc"))
-WORD = rf"(?:[^\W_]|[{MARKS}])+"
+# Letters, digits and the marks that are parts of letters in Hindi, Thai and others, which `re` counts as neither. Not
+# those that make pictures of signs, from U+FE00 and U+20D0 on.
+MARKS = "".join(
+    mark for mark in map(chr, range(0x370, 0x1E900))
+    if unicodedata.category(mark) in ("Mn", "Mc") and not 0x20D0 <= ord(mark) < 0x2100 and not 0xFE00 <= ord(mark) < 0xFE10
+)  # fmt: skip
+WORD = rf"[^\W_](?:[^\W_]|[{MARKS}])*"
 
 NO = re.compile(r"\b(?:no|not|none|cannot|(?:is|are|was|were|does|do|did|has|have|ca|could|would|wo)nt)\b")
 # These hold a "no" or a "yes" without saying it.

@@ -17,6 +17,8 @@ TASK = PaperTask(
         answer_column="cls",
         question="How many objects are there in this image? Answer with a single number.",
         candidates=tuple(WORDS.values()),
+        # VTAB's label 0 is three objects.
+        integers_are_names=False,
         caption="this is a photo of {answer} objects",
         # A mirrored scene has as many objects, and the question names no side.
         flip=True,
