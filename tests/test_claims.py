@@ -482,8 +482,8 @@ class TestSummary:
         ("numbers", "expected"),
         [
             ([{"gain": 5.0, "ci95": [1.0, 9.0]}], "holds"),
-            ([{"gain": 5.0, "ci95": [-1.0, 11.0]}], "holds in part"),
-            ([{"gain": 5.0, "ci95": None}], "holds in part"),
+            ([{"gain": 5.0, "ci95": [-1.0, 11.0]}], "not shown"),
+            ([{"gain": 5.0, "ci95": None}, {"gain": -1.0, "ci95": None}], "not shown"),
             ([{"gain": -1.0, "ci95": [-3.0, 1.0]}], "does not hold at this scale"),
             ([{"gain": 5.0, "ci95": [1.0, 9.0]}, {"gain": -1.0, "ci95": [-3.0, 1.0]}], "holds in part"),
             ([{"gain": 5.0, "ci95": [1.0, 9.0]}, {}], "not measured"),

@@ -253,8 +253,9 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
     r"""
     The paper's claims, each with what was measured of it and a verdict.
 
-    *holds* where every number that belongs to a claim has an interval on the claim's side of 0, *does not hold* where
-    every one is at 0 or on the other side, *holds in part* otherwise; *not measured* where a number is missing.
+    *holds* where every number that belongs to a claim has an interval on the claim's side of 0, *holds in part* where some
+    have; where none has, *does not hold* if every one is at 0 or on the other side, *not shown* if not; *not measured*
+    where a number is missing.
     """
     tasks = TASKS_OF_THE_MEAN
 
@@ -310,5 +311,7 @@ def verdict(numbers: Iterable[Mapping[str, Any]]) -> str:
     numbers = list(numbers)
     if not numbers or not all(numbers):
         return "not measured"
-    holds, fails = (all(side(number) for number in numbers) for side in sides)
-    return "holds" if holds else "does not hold at this scale" if fails else "holds in part"
+    for_it, against = ([side(number) for number in numbers] for side in sides)
+    if any(for_it):
+        return "holds" if all(for_it) else "holds in part"
+    return "does not hold at this scale" if all(against) else "not shown"

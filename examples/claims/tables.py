@@ -211,8 +211,8 @@ def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
         f"{points(summary['real_task_heldout_gain'], summary['real_task_ci95'])}; by family "
         + (", ".join(f"`{name}` {points(gain)}" for name, gain in summary["real_task_by_family"].items()) or NOTHING) + ".\n",
         "## The claims\n",
-        "*Holds*: every number has its interval on the claim's side of 0. *Does not hold at this scale*: every number is at "
-        "0 or on the other side. *Holds in part*: anything between.\n", claims_table(result["claims"]) + "\n",
+        "*Holds*: every number has its interval on the claim's side of 0; *in part*: some have. Where none has: *does not hold "
+        "at this scale* if every number is at 0 or on the other side, *not shown* if not.\n", claims_table(result["claims"]) + "\n",
         "![Held-out gains](images/claims_conditions.png)\n", "![Pairs](images/claims_pairs.png)\n",
     ]  # fmt: skip
     for task, about in TASKS.items():
