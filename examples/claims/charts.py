@@ -60,6 +60,7 @@ def save_pairs(result: Mapping[str, Any], path: Path) -> None:
     for axes_of_task, task in zip(panels, TASKS_OF_THE_MEAN, strict=True):
         for axes, recipe in zip(axes_of_task, recipes, strict=True):
             shown = draw_heatmap(axes, mean_gains(result["pairs"], recipe, task), limit=40)
+            axes.tick_params("x", labelrotation=30)
             axes.set_title(f"{task}: {CONDITIONS[recipe].label}", fontsize=10)
     figure.colorbar(shown, ax=panels, label="gain over the zero border, points", shrink=0.6)
     figure.savefig(make_folder(path), format="png")
