@@ -26,7 +26,7 @@ INSTALL_REQUIRES = [
     "torch>=2.12.0",  # the one that the torchvision floor is built for
     "torchvision>=0.27.0",  # before it there is no Lanczos, so Idefics3 and SmolVLM load processors without a gradient
     "tqdm>=4.67.0",
-    "transformers>=5.18.0",  # the first that takes huggingface_hub 2
+    "transformers>=5.24.0",  # the first whose models call their cache `cache`
 ]
 
 DEMO = ["matplotlib>=3.10.0", "scikit-learn>=1.6.0"]

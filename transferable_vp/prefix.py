@@ -76,7 +76,7 @@ def read_prefix(surrogate: Surrogate, inputs: dict[str, Any]) -> Prefix:
     model = surrogate.model
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     with _positions(surrogate) as seen:
-        output = model(**inputs, past_key_values=cache, use_cache=True, **surrogate.last_logits(1))
+        output = model(**inputs, cache=cache, use_cache=True, **surrogate.last_logits(1))
     positions = next((p for p in seen if p is not None), None)
     length = cache.get_seq_length()
     if length == 0:
@@ -122,7 +122,7 @@ def score_tree(surrogate: Surrogate, inputs: dict[str, Any], candidates: Sequenc
             input_ids=torch.tensor([tree.tokens] * rows, device=device),
             attention_mask=_tree_masks(surrogate, tree, prefix, rows),
             position_ids=positions if positions.ndim > 1 else positions.expand(rows, -1),
-            past_key_values=prefix.cache,
+            cache=prefix.cache,
             use_cache=True,
             **{name: value.repeat_interleave(len(depths), 1) for name, value in prefix.repeated.items()},
         )
@@ -192,7 +192,7 @@ def score_copies(surrogate: Surrogate, inputs: dict[str, Any], candidates: Seque
             repeated = {name: value[copies].repeat_interleave(steps, 1) for name, value in prefix.repeated.items()}
             # Neither mask nor positions: with none, models number tokens from their cache, M-RoPE and all.
             step = surrogate.text_model(
-                input_ids=tokens.repeat(rows, 1), past_key_values=cache, use_cache=True, **repeated
+                input_ids=tokens.repeat(rows, 1), cache=cache, use_cache=True, **repeated
             )
             logits = torch.cat([logits, step.logits], dim=1)
         result[:, begin : begin + chunk, : steps + 1] = _gather_rows(logits, part, rows)

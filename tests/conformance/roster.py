@@ -72,6 +72,11 @@ REFUSED = {
         "neither a chat template nor an `image_token`",
     ),
 }
+if transformers.__version__ == "5.24.0":
+    # Its Llama 4 asks its language model's output for the features of images; the release before it did not.
+    REFUSED["llama4"] = Refusal(
+        "in transformers 5.24.0 its own forward pass fails (`image_outputs`)", AttributeError, "image_outputs"
+    )
 # Not built.
 NOT_BUILT = {
     "evolla": "it reads proteins and no images",

@@ -127,12 +127,12 @@ def test_a_cache_continues_where_the_text_ended(pair: Pair, steps: list[int], st
     batch = pair.left_padded(contexts)
     config = pair.model.config.text_config
     cache = StaticCache(config, max_cache_len=64) if static else DynamicCache(config=config)
-    logits = [pair.model(**batch, past_key_values=cache, use_cache=True).logits[:, -1:]]
+    logits = [pair.model(**batch, cache=cache, use_cache=True).logits[:, -1:]]
     mask, done = batch["attention_mask"], 0
     for step in steps:
         mask = torch.cat([mask, mask.new_ones(2, step)], 1)
         ids = torch.tensor([answer[done : done + step]] * 2)
-        output = pair.model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        output = pair.model(ids, attention_mask=mask, cache=cache, use_cache=True)
         logits.append(output.logits)
         done += step
     for row, found in enumerate(torch.cat(logits, 1)):
@@ -145,11 +145,11 @@ def test_two_caches_do_not_mix_and_rows_may_be_repeated(pair: Pair) -> None:
     caches = []
     for row in range(2):
         cache = DynamicCache(config=pair.model.config.text_config)
-        pair.model(torch.tensor([rows[row]]), pair.pixels(row), past_key_values=cache, use_cache=True)
+        pair.model(torch.tensor([rows[row]]), pair.pixels(row), cache=cache, use_cache=True)
         caches.append(copy.deepcopy(cache))
     for row, cache in enumerate(caches):
         cache.reorder_cache(torch.zeros(3, dtype=torch.long))
-        found = pair.model(torch.tensor([[90, 101]] * 3), past_key_values=cache, use_cache=True).logits
+        found = pair.model(torch.tensor([[90, 101]] * 3), cache=cache, use_cache=True).logits
         for copied in found:
             close(copied, pair.expected(row, [*rows[row], 90, 101])[-2:])
 
@@ -158,7 +158,7 @@ def test_a_strange_cache_is_refused(pair: Pair) -> None:
     cache = DynamicCache(config=pair.model.config.text_config)
     cache.update(torch.zeros(1, 4, 5, 8), torch.zeros(1, 4, 5, 8), 0)
     with pytest.raises(ValueError, match="a cache that this model has not filled"):
-        pair.model(torch.tensor([[90]]), past_key_values=cache)
+        pair.model(torch.tensor([[90]]), cache=cache)
 
 
 def test_the_loss_is_that_of_the_answers(pair: Pair) -> None:

@@ -37,7 +37,7 @@ class VisualGLMTextConfig(PretrainedConfig):
 
     model_type = "visualglm_text"
     base_config_key = "text_config"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
 
     def __init__(
         self,

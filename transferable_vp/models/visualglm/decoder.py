@@ -52,7 +52,7 @@ def visible_tokens(
     config: VisualGLMTextConfig,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Cache | None,
+    cache: Cache | None,
     position_ids: torch.Tensor,
 ) -> torch.Tensor | None:
     r"""
@@ -63,7 +63,7 @@ def visible_tokens(
         inputs_embeds (`torch.Tensor`): `(batch, tokens, width)`, for shape, type and device.
         attention_mask (`torch.Tensor`, *optional*):
             `(batch, tokens so far)`, 0 at padding; one of four axes is returned as it is.
-        past_key_values (`Cache`, *optional*): Keys and values of the tokens before.
+        cache (`Cache`, *optional*): Keys and values of the tokens before.
         position_ids (`torch.Tensor`): As [`relative_positions`] gives: not above 0 in the context.
 
     Returns:
@@ -71,7 +71,7 @@ def visible_tokens(
     """
     length = position_ids.shape[1]
     context = position_ids <= 0
-    offset = 0 if past_key_values is None else past_key_values.get_seq_length()
+    offset = 0 if cache is None else cache.get_seq_length()
 
     def in_context(batch: Any, head: Any, query: Any, key: Any) -> Any:
         # Earlier keys are seen anyway, and a static cache has keys that are not there yet.
@@ -82,7 +82,7 @@ def visible_tokens(
         config=config,
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
-        past_key_values=past_key_values,
+        cache=cache,
         # A single token has nothing behind it to see, and attention is faster without a mask.
         or_mask_function=in_context if length > 1 else None,
     )
@@ -157,7 +157,7 @@ class VisualGLMAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -166,8 +166,8 @@ class VisualGLMAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -207,11 +207,11 @@ class VisualGLMDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         normed = self.input_layernorm(hidden_states)
-        attended, _ = self.self_attn(normed, position_embeddings, attention_mask, past_key_values, **kwargs)
+        attended, _ = self.self_attn(normed, position_embeddings, attention_mask, cache, **kwargs)
         normed = self.post_attention_layernorm(normed * self.residual_scale + attended)
         return normed * self.residual_scale + self.mlp(normed)
 
@@ -224,7 +224,7 @@ class VisualGLMPreTrainedModel(PreTrainedModel):
     input_modalities: tuple[str, ...] = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["VisualGLMDecoderLayer", "Blip2EncoderLayer", "Blip2QFormerLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": VisualGLMDecoderLayer, "attentions": VisualGLMAttention}
@@ -256,7 +256,7 @@ class VisualGLMTextModel(VisualGLMPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -269,27 +269,27 @@ class VisualGLMTextModel(VisualGLMPreTrainedModel):
             position_ids (`torch.Tensor`, *optional*):
                 int64 `(batch, tokens)`, as [`relative_positions`] gives. Needed with a filled cache and with
                 `inputs_embeds`.
-            past_key_values (`Cache`, *optional*): Keys and values of the tokens before.
+            cache (`Cache`, *optional*): Keys and values of the tokens before.
             inputs_embeds (`torch.Tensor`, *optional*): `(batch, tokens, hidden_size)`, instead of `input_ids`.
             use_cache (`bool`, *optional*): Whether to return keys and values.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Got both `input_ids` and `inputs_embeds`, or neither: give exactly one of them.")
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            if input_ids is None or (past_key_values is not None and past_key_values.get_seq_length()):
+            if input_ids is None or (cache is not None and cache.get_seq_length()):
                 raise ValueError(
                     "Got no `position_ids`, which cannot be told here: they follow from a whole text's ids."
                 )
             position_ids = relative_positions(input_ids, self.config.bos_token_id)
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        mask = visible_tokens(self.config, hidden_states, attention_mask, past_key_values, position_ids)
+        mask = visible_tokens(self.config, hidden_states, attention_mask, cache, position_ids)
         rotations = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, rotations, mask, past_key_values, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+            hidden_states = layer(hidden_states, rotations, mask, cache, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), cache=cache)
 
 
 __all__ = ["VisualGLMPreTrainedModel", "VisualGLMTextModel", "relative_positions", "visible_tokens"]

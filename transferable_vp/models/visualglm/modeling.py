@@ -23,14 +23,14 @@ class VisualGLMModelOutput(ModelOutput):
 
     Attributes:
         last_hidden_state (`torch.Tensor`): `(batch, tokens, hidden_size)`.
-        past_key_values (`Cache`, *optional*): Keys and values.
+        cache (`Cache`, *optional*): Keys and values.
         hidden_states (`tuple[torch.Tensor]`, *optional*): Of every layer, if asked for.
         attentions (`tuple[torch.Tensor]`, *optional*): Of every layer, if asked for.
         image_hidden_states (`torch.Tensor`, *optional*): `(images, num_query_tokens, hidden_size)`.
     """
 
     last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
@@ -109,7 +109,7 @@ class VisualGLMModel(VisualGLMPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -118,13 +118,13 @@ class VisualGLMModel(VisualGLMPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Got both `input_ids` and `inputs_embeds`, or neither: give exactly one of them.")
         use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config.text_config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config.text_config)
         if position_ids is None:
-            position_ids = self._positions(input_ids, past_key_values)
-        if past_key_values is not None and not past_key_values.get_seq_length():
+            position_ids = self._positions(input_ids, cache)
+        if cache is not None and not cache.get_seq_length():
             # Kept with the cache, as that is what a continuation comes with; the model may hold many at a time.
-            past_key_values.first_positions = position_ids[:, :1]
+            cache.first_positions = position_ids[:, :1]
         embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         features = None
         if pixel_values is not None:
@@ -134,22 +134,22 @@ class VisualGLMModel(VisualGLMPreTrainedModel):
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
         return VisualGLMModelOutput(**output, image_hidden_states=features)
 
-    def _positions(self, input_ids: torch.Tensor | None, past_key_values: Cache | None) -> torch.Tensor:
+    def _positions(self, input_ids: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
         """Of a whole text, or of tokens behind those in the cache, whose rows may have been repeated since."""
         if input_ids is None:
             raise ValueError(
                 "Got `inputs_embeds` without `position_ids`: give both, as they follow from a text's ids."
             )
-        length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        length = 0 if cache is None else cache.get_seq_length()
         if not length:
             return relative_positions(input_ids, self.config.text_config.bos_token_id)
-        first = getattr(past_key_values, "first_positions", None)
+        first = getattr(cache, "first_positions", None)
         if first is None or len(input_ids) % len(first):
             raise ValueError(
                 f"Got {len(input_ids)} rows to continue from a cache that this model has not filled for as many: give "
@@ -206,7 +206,7 @@ class VisualGLMForConditionalGeneration(VisualGLMPreTrainedModel, GenerationMixi
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -222,7 +222,7 @@ class VisualGLMForConditionalGeneration(VisualGLMPreTrainedModel, GenerationMixi
             attention_mask (`torch.Tensor`, *optional*):
                 `(batch, tokens so far)`, 0 at padding; or `(batch, 1, tokens, tokens so far)`, used as it is.
             position_ids (`torch.Tensor`, *optional*): As [`relative_positions`] gives, which is the default.
-            past_key_values (`Cache`, *optional*): Keys and values of the tokens before.
+            cache (`Cache`, *optional*): Keys and values of the tokens before.
             inputs_embeds (`torch.Tensor`, *optional*): `(batch, tokens, hidden_size)`, instead of `input_ids`.
             labels (`torch.Tensor`, *optional*):
                 int64 `(batch, tokens)`, aligned with `input_ids`. -100 is not counted, nor is any context or padding:
@@ -237,13 +237,13 @@ class VisualGLMForConditionalGeneration(VisualGLMPreTrainedModel, GenerationMixi
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             raise ValueError("Got `labels` with `logits_to_keep`: the loss needs all logits, so give one of the two.")
         if labels is not None and position_ids is None:
-            position_ids = self.model._positions(input_ids, past_key_values)
+            position_ids = self.model._positions(input_ids, cache)
         output = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -263,7 +263,7 @@ class VisualGLMForConditionalGeneration(VisualGLMPreTrainedModel, GenerationMixi
         return VisualGLMCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
+            cache=output.cache,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             image_hidden_states=output.image_hidden_states,
@@ -272,13 +272,13 @@ class VisualGLMForConditionalGeneration(VisualGLMPreTrainedModel, GenerationMixi
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         pixel_values: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As all models, without the image where the cache has it already."""
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
-        if past_key_values is None or not past_key_values.get_seq_length():
+        inputs = super().prepare_inputs_for_generation(input_ids, cache=cache, **kwargs)
+        if cache is None or not cache.get_seq_length():
             inputs["pixel_values"] = pixel_values
         return inputs
 
@@ -287,12 +287,12 @@ class VisualGLMForConditionalGeneration(VisualGLMPreTrainedModel, GenerationMixi
         config: VisualGLMConfig,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         position_ids: torch.Tensor,
         **kwargs: Any,
     ) -> torch.Tensor | None:
         """The mask that `generate` makes itself for a static cache."""
-        return visible_tokens(config.get_text_config(), inputs_embeds, attention_mask, past_key_values, position_ids)
+        return visible_tokens(config.get_text_config(), inputs_embeds, attention_mask, cache, position_ids)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.Tensor:
         """`generate` counts on from these by one a token, which is what they need."""
