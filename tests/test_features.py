@@ -380,11 +380,13 @@ class TestInOutput:
         assert features_in(SimpleNamespace(image_embeds=None, language_model_outputs=inner)) is features
 
     def test_image_features_come_before_what_an_encoder_made_of_image_and_text(self) -> None:
-        image, hidden, encoded = tensors((1, 3), (2, 3), (3, 3))
-        assert features_in(SimpleNamespace(encoder_last_hidden_state=encoded, image_hidden_states=hidden)) is hidden
+        image, encoded = tensors((1, 3), (3, 3))
+        assert features_in(SimpleNamespace(encoder_last_hidden_state=encoded, image_embeds=image)) is image
         inner = SimpleNamespace(image_embeds=image)
-        assert features_in(SimpleNamespace(image_hidden_states=hidden, language_model_outputs=inner)) is image
+        assert features_in(SimpleNamespace(encoder_last_hidden_state=encoded, language_model_outputs=inner)) is image
 
-    @pytest.mark.parametrize("output", [None, SimpleNamespace(logits=1), SimpleNamespace(image_embeds=None)])
+    @pytest.mark.parametrize("output", [
+        None, SimpleNamespace(logits=1), SimpleNamespace(image_embeds=None), SimpleNamespace(image_hidden_states=torch.ones(1, 3)),
+    ])  # fmt: skip
     def test_none_where_there_are_none(self, output: Any) -> None:
         assert features_in(output) is None

@@ -86,10 +86,11 @@ FAMILIES = {
         processor_kwargs={"multi_page": True},
     ),
     "idefics": Family(
-        "its processor writes the placeholder where the image stands in one list of images and texts, and its text "
-        "looks at the image through a mask with a row per token",
+        "its processor writes the placeholder where the image stands in one list of images and texts, its text looks "
+        "at the image through a mask with a row per token, and the features come by no call of `get_image_features`",
         places_image=True,
         flat_images=True,
+        features_module="perceiver_resampler",
         grows=("image_attention_mask",),
     ),
     "instructblip": _BLIP_2,

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 
-# Where models that never call `get_image_features` leave their image features in the output.
-OUTPUT_NAMES = ("image_embeds", "image_hidden_states", "encoder_last_hidden_state")
+# Where models that never call `get_image_features` leave their image features in the output. Not `image_hidden_states`,
+# which transformers 5.24 gives up: what it says there is no longer what the text looks at.
+OUTPUT_NAMES = ("image_embeds", "encoder_last_hidden_state")
 
 
 class FeaturesSeen(Exception):

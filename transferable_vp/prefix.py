@@ -191,9 +191,7 @@ def score_copies(surrogate: Surrogate, inputs: dict[str, Any], candidates: Seque
             cache.reorder_cache(copies)
             repeated = {name: value[copies].repeat_interleave(steps, 1) for name, value in prefix.repeated.items()}
             # Neither mask nor positions: with none, models number tokens from their cache, M-RoPE and all.
-            step = surrogate.text_model(
-                input_ids=tokens.repeat(rows, 1), cache=cache, use_cache=True, **repeated
-            )
+            step = surrogate.text_model(input_ids=tokens.repeat(rows, 1), cache=cache, use_cache=True, **repeated)
             logits = torch.cat([logits, step.logits], dim=1)
         result[:, begin : begin + chunk, : steps + 1] = _gather_rows(logits, part, rows)
     return result

@@ -260,22 +260,35 @@ INKLING_TEXT = {
 }  # fmt: skip
 
 
-def build_inkling2() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Images are padded, never resized, to a grid with one token a cell; block attention residuals, experts."""
+def inkling2(text_type: str, **text: Any) -> tuple[ProcessorMixin, dict[str, Any]]:
+    """Processor and config of the Inkling 2 families: images are padded, never resized, to a grid with one token a
+    cell; block attention residuals, experts."""
     tokenizer = byte_level_tokenizer(INKLING_TOKENS, begin=None)
     processor = transformers.Inkling2Processor(
         transformers.Inkling2ImageProcessor(size=SQUARE), tokenizer, INKLING_TEMPLATE
     )
-    text = text_config("inkling2_text", tokenizer, unpadded_vocab_size=len(tokenizer), n_layers_per_attn_res_block=1,
-                       **INKLING_TEXT)  # fmt: skip
-    del text["intermediate_size"]
+    decoder = text_config(text_type, tokenizer, unpadded_vocab_size=len(tokenizer), n_layers_per_attn_res_block=1,
+                          **(INKLING_TEXT | text))  # fmt: skip
+    del decoder["intermediate_size"]
     vision = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "mlp_ratio": 2.0,
               "patch_size": PATCH, "posemb_grid_size": 4, "projection_hidden_dim": WIDTH,
               "text_hidden_size": WIDTH}  # fmt: skip
-    config = transformers.Inkling2Config(
-        text_config=text, vision_config=vision, **ids(tokenizer, image_token_id="<|unused_200054|>")
-    )
-    return transformers.Inkling2ForConditionalGeneration(config), processor
+    images = ids(tokenizer, image_token_id="<|unused_200054|>")
+    return processor, {"text_config": decoder, "vision_config": vision, **images}
+
+
+def build_inkling2() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Every layer once, in turn."""
+    processor, config = inkling2("inkling2_text")
+    return transformers.Inkling2ForConditionalGeneration(transformers.Inkling2Config(**config)), processor
+
+
+def build_inkling2_loop() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """As Inkling 2, going 3 times through the 2 layers in the middle, with messages from the time before."""
+    loop = {"loop_layer_index_start": 1, "loop_layer_index_end": 3, "loop_num_passes": 3, "loop_gate_rank": HEAD}
+    kinds = ["hybrid_sliding", "hybrid_sliding", "hybrid", "hybrid"]
+    processor, config = inkling2("inkling2_loop_text", num_hidden_layers=len(kinds), layer_types=kinds, **loop)
+    return transformers.Inkling2LoopForConditionalGeneration(transformers.Inkling2LoopConfig(**config)), processor
 
 
 def build_inkling() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -298,6 +311,70 @@ def build_inkling() -> tuple[PreTrainedModel, ProcessorMixin]:
     return transformers.InklingForConditionalGeneration(config), processor
 
 
+def build_hy_v4_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A learned feature ends each row of an image; sparse latent attention, whose selection the second layer takes from
+    the first, with sinks and gates; several residual streams, experts, M-RoPE."""
+    named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    special = ["<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", *named.values()]
+    tokenizer = byte_level_tokenizer(special, begin=None, **named)
+    sizes = {"patch_size": SMALL, "merge_size": 2, "size": {"shortest_edge": 16**2, "longest_edge": IMAGE_SIZE**2}}
+    processor = transformers.HYV4VLProcessor(
+        transformers.HYV4VLImageProcessor(**sizes), tokenizer, transformers.HYV4VLVideoProcessor(**sizes),
+        chat_template="<|bos|>" + chat_template("<|image_pad|>", "<|user|>", "<|eos|>", "<|assistant|>"),
+    )  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    # Many heads score the selection: of two, both are often at zero, and ties fall differently in longer texts.
+    text = text_config(
+        "hy_v4_vl_text", tokenizer, rope_parameters=rope, n_routed_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=WIDTH, q_lora_rank=WIDTH // 2, kv_lora_rank=WIDTH // 2, qk_nope_head_dim=HEAD,
+        qk_rope_head_dim=HEAD, v_head_dim=HEAD, indexer_types=["full", "shared"], index_topk=16, index_n_heads=16,
+        index_head_dim=2 * HEAD, hc_mult=2,
+    )  # fmt: skip
+    vision = vision_config(patch_size=SMALL, spatial_merge_size=2, out_hidden_size=WIDTH, max_image_size=IMAGE_SIZE)
+    del vision["image_size"]
+    config = transformers.HYV4VLConfig(
+        text_config=text, vision_config=vision,
+        **ids(tokenizer, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
+    )  # fmt: skip
+    return transformers.HYV4VLForConditionalGeneration(config), processor
+
+
+CODES = 64
+
+
+def build_apertus1p5() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Images become words of the vocabulary, the best of 64 codes for each cell, so no gradient reaches them. Only
+    words of text can be written."""
+    named = {
+        "image_token": "<|image|>", "audio_token": "<|audio|>", "boi_token": "<|img_start|>",
+        "eoi_token": "<|img_end|>", "image_wrapper_token": "<|img_token_start|>", "eol_token": "<|img_end_of_row|>",
+        "boa_token": "<|audio_start|>", "eoa_token": "<|audio_end|>",
+    }  # fmt: skip
+    special = ["<pad>", "<s>", "<|assistant_end|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>"]
+    tokenizer = byte_level_tokenizer([*special, *named.values()], begin=None, **named)
+    processor = transformers.Apertus1p5Processor(
+        transformers.Apertus1p5ImageProcessor(
+            size={"min_pixels": 16**2, "max_pixels": IMAGE_SIZE**2}, spatial_factor=PATCH
+        ),
+        transformers.WavTokenizerFeatureExtractor(hop_length=16), tokenizer,
+        chat_template="<s>" + chat_template("<|image|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>"),
+    )  # fmt: skip
+    words = len(tokenizer)
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    text = text_config("apertus1p5_text", tokenizer, output_vocab_size=words, rope_parameters=rope)
+    text["vocab_size"] = words + 2 * CODES
+    config = transformers.Apertus1p5Config(
+        text_config=text, image_token_offset=words, audio_token_offset=words + CODES,
+        vision_config={"codebook_size": CODES, "embed_dim": WIDTH, "latent_channels": WIDTH, "base_channels": WIDTH,
+                       "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "resolution": IMAGE_SIZE,
+                       "attn_resolutions": [PATCH]},
+        audio_config={"model_type": "wavtokenizer_encoder", "num_filters": 4, "upsampling_ratios": [4, 4],
+                      "num_lstm_layers": 1, "hidden_size": WIDTH, "codebook_dim": WIDTH, "codebook_size": CODES},
+        **ids(tokenizer, image_token_id="<|image|>", audio_token_id="<|audio|>"),
+    )  # fmt: skip
+    return transformers.Apertus1p5ForConditionalGeneration(config), processor
+
+
 FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "molmo2": build_molmo2,
     "muse_glimmer": build_muse_glimmer,
@@ -309,5 +386,8 @@ FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "nemotron_h_omni": build_nemotron_h_omni,
     "perception_lm": build_perception_lm,
     "inkling2": build_inkling2,
+    "inkling2_loop": build_inkling2_loop,
     "inkling_mm_model": build_inkling,
+    "hy_v4_vl": build_hy_v4_vl,
+    "apertus1p5": build_apertus1p5,
 }

@@ -39,6 +39,12 @@ class Refusal(NamedTuple):
 
 # Built, and refused with an error that says why.
 REFUSED = {
+    "apertus1p5": Refusal(
+        "its images become discrete tokens (the best code of each cell), through which no gradient passes; it can be a "
+        "target",
+        RuntimeError,
+        "No gradient passes from the answers of .* discrete tokens",
+    ),
     "chameleon": Refusal(
         "its images become discrete tokens (a VQ lookup), through which no gradient passes; it can be a target",
         RuntimeError,
@@ -117,6 +123,7 @@ NOTES = {
     "git": "candidates and written tokens cost a full pass each",
     "glm5_next": "indexer scores that tie can differ between a row alone and in a batch; not with 16 heads or more",
     "hunyuan_vl": "some of its image features are learned constants, which feature consistency compares as well",
+    "hy_v4_vl": "some of its image features are learned constants, which feature consistency compares as well; indexer scores that tie can differ between a row alone and in a batch; not with 8 heads or more",
     "idefics": "candidates cost a full pass each",
     "kosmos-2": "finite differences need float64 as torch's default, as it makes float constants",
     "llama4": "its processor rounds pixels to bfloat16; finite differences are taken without the rounding",

@@ -38,7 +38,7 @@ def test_refused(family: str) -> None:
         (refused := case(family)).run(refused.prompt())
 
 
-@pytest.mark.parametrize("family", ["chameleon", "emu3"])
+@pytest.mark.parametrize("family", ["apertus1p5", "chameleon", "emu3"])
 @pytest.mark.slow
 def test_a_model_of_discrete_tokens_can_be_a_target(family: str) -> None:
     checks.check_attach(case(family))
