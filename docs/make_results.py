@@ -98,6 +98,7 @@ STEP_ROWS = {
     "floor_whole_head": "the same, head at every position",
     "ours_cached": "**ours**, clean features kept (from the second epoch on)",
     "ours": "**ours**, first epoch",
+    "ours_half": "**ours**, first epoch, FCA on half of the images",
     "ours_default": "**ours**, the default recipe: without FCA and TSE, every epoch",
     "paper_loop": "the paper's loop",
     "lora": "LoRA, all linear layers",
@@ -142,6 +143,7 @@ def step_table(figures: dict) -> str:
                 for name, suffix in (
                     ("ours_cached", ""),
                     ("ours", "_first_epoch"),
+                    ("ours_half", "_first_epoch_half"),
                     ("ours_default", "_default_recipe"),
                 )
                 if name in contenders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from by_hand import T5
 from PIL import ImageOps
 from tiny_training import dataset, delta, make_trainer, new_prompt, surrogate
 
-from transferable_vp import Surrogate, Task
+from transferable_vp import FeatureConsistency, Objective, Step, Surrogate, Task, random_prompt
 from transferable_vp.clean_features import CleanFeatures
 
 
@@ -117,3 +118,68 @@ def test_fitted_pictures_make_the_same_canvases(config: dict[str, str]) -> None:
     for prompted in (True, False):
         pairs = zip(prompt(fitted, prompted=prompted), prompt(pictures, prompted=prompted), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
+
+
+class Compared:
+    """An objective that notes what FCA would be, and asks for nothing."""
+
+    needs_features = True
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        self.seen.append(FeatureConsistency()(step).item())
+        return 0 * step.canvas[0].mean()
+
+
+@pytest.mark.parametrize("more", [{}, {"diversity_brightness": 1e-9}, {"clean_features_cache": 1.0}])
+def test_a_fraction_is_of_images_that_are_drawn_anew_in_each_step(
+    more: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, compared = random_prompt(new_prompt(), seed=0), Compared()
+    trainer = make_trainer(
+        tmp_path, model=prompt, train_dataset=dataset(4), max_steps=12, fca_weight=0.0, fca_fraction=0.5,
+        learning_rate=0.0, objectives=[Objective("compared", compared)], **more,
+    )  # fmt: skip
+    calls = encodes(trainer.surrogates[0], monkeypatch)
+    trainer.train()
+    if "clean_features_cache" in more:
+        assert sum(calls) == 4
+    else:
+        assert calls == [2] * 12
+    # The distance of every image by itself: what is seen is the mean of some two of them.
+    model, question = trainer.surrogates[0], [trainer.task.question]
+    distances = []
+    for picture in dataset(4)["image"]:
+        output = model.forward(prompt([picture]), question, ["one"], with_features=True)
+        clean = model.features(prompt([picture], prompted=False), question)
+        distances.append((output.features - clean).norm(dim=-1).mean().item())
+    pairs = torch.tensor([(one + other) / 2 for one, other in combinations(distances, 2)])
+    nearest = (torch.tensor(compared.seen)[:, None] - pairs).abs().min(1)
+    torch.testing.assert_close(nearest.values, torch.zeros(12), rtol=0, atol=1e-5)
+    assert len(set(nearest.indices.tolist())) > 2
+
+
+def test_evaluation_compares_all(tmp_path: Path) -> None:
+    compared = Compared()
+    trainer = make_trainer(tmp_path, fca_fraction=0.25, objectives=[Objective("compared", compared)])
+    trainer.model.eval()
+    batch = trainer.data_collator([dataset(4)[row] for row in range(4)])
+    _, step = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    (clean,), (output,) = step.clean_features, step.outputs
+    assert clean.shape == output.features.shape
+    trainer.model.train()
+    _, step = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert len(step.clean_features[0]) == len(step.outputs[0].features) == len(clean) // 4
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.5])
+def test_a_fraction_that_is_none_is_refused(fraction: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"`fca_fraction` is {fraction}; it must be above 0 and at most 1"):
+        make_trainer(tmp_path, fca_fraction=fraction)
+
+
+def test_a_fraction_of_native_canvases_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`fca_fraction` is 0\.5 and the canvas is native"):
+        make_trainer(tmp_path, model=new_prompt(canvas="native"), fca_fraction=0.5)

@@ -28,6 +28,12 @@ class SurrogateOutput(NamedTuple):
     labels: torch.Tensor
     features: torch.Tensor | None
 
+    def with_features_of(self, rows: Sequence[int], batch: int) -> SurrogateOutput:
+        """The same with the image features of some images of the batch only, all of which have equally many."""
+        assert self.features is not None
+        parts = self.features.chunk(batch)
+        return self._replace(features=torch.cat([parts[row] for row in rows]))
+
 
 def answer_loss(output: SurrogateOutput) -> torch.Tensor:
     """Mean cross-entropy over all answer tokens of the batch, in float32 (TVP, eq. 1)."""

@@ -26,7 +26,8 @@ class Step:
         questions, answers, captions (`Sequence[str]`): One per image.
         outputs (`list[SurrogateOutput]`): One per surrogate, all of this canvas.
         clean_features (`list[torch.Tensor]`): One per surrogate, the image features of the same images in a black
-            border, without a graph; empty unless an objective has `needs_features`.
+            border, without a graph; empty unless an objective has `needs_features`. With `fca_fraction` below 1, these
+            and the features of `outputs` are of the images that were drawn for this step.
         unbounded (`bool`): Whether the prompt's values are those of the paper, which no image can carry.
     """
 

@@ -146,6 +146,11 @@ class TransferableVisualPromptTrainer(HubTrainer):
             *([] if semantics is None else [Objective("tse", semantics, args.tse_weight)]),
             *objectives,
         ]
+        if args.fca_fraction < 1 and model.config.canvas == "native":
+            raise ValueError(
+                f"`fca_fraction` is {args.fca_fraction} and the canvas is native: images of several sizes have unequal "
+                "numbers of features, and whose are whose is not known. Leave `fca_fraction` at 1, or fix the canvas."
+            )
         names = [objective.name for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"Every objective needs a name of its own; got {', '.join(map(repr, names))}.")
@@ -204,13 +209,19 @@ class TransferableVisualPromptTrainer(HubTrainer):
         if seed is not None:
             canvas = self.diversity(canvas, seed, unbounded)
         step = Step(canvas, questions, answers, inputs["captions"], [], [], unbounded)
+        compared = self._compared(len(images)) if with_features and model.training else range(len(images))
+        asked = [questions[row] for row in compared]
         if with_features and seed is not None:
             with torch.no_grad():
+                # Of all images: what is drawn for one depends on those before it.
                 clean = self.diversity(prompt(images, prompted=False), seed, unbounded)
-            step.clean_features = [s.features(clean, questions, unbounded) for s in self.surrogates]
+            some = [clean[row] for row in compared]
+            step.clean_features = [s.features(some, asked, unbounded) for s in self.surrogates]
         elif with_features:
-            step.clean_features = self._clean_features(prompt, images, questions)
+            step.clean_features = self._clean_features(prompt, [images[row] for row in compared], asked)
         step.outputs = [s.forward(canvas, questions, answers, unbounded, with_features) for s in self.surrogates]
+        if with_features and len(compared) < len(images):
+            step.outputs = [output.with_features_of(compared, len(images)) for output in step.outputs]
         values = {objective.name: objective.function(step) for objective in active}
         self._check_finite(values)
         loss = torch.stack([objective.weight * values[objective.name] for objective in active]).sum()
@@ -220,6 +231,12 @@ class TransferableVisualPromptTrainer(HubTrainer):
             self._count += 1
             self._skipped += inputs["skipped"]
         return (loss, step) if return_outputs else loss
+
+    def _compared(self, batch: int) -> Sequence[int]:
+        """The images of a batch that FCA compares in this step; from the generator that checkpoints keep."""
+        if self.args.fca_fraction == 1:
+            return range(batch)
+        return sorted(torch.randperm(batch)[: max(1, round(self.args.fca_fraction * batch))].tolist())
 
     def _check_finite(self, values: dict[str, torch.Tensor]) -> None:
         for name, value in values.items():

@@ -57,6 +57,9 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
             to 10 * canvas_size / 224, which the trainer sets.
         task_weight (`float`, *optional*, defaults to 1.0): Weight of the answers' cross-entropy.
         fca_weight (`float`, *optional*, defaults to 0.0): Weight of Feature Consistency Alignment (paper: 0.005).
+        fca_fraction (`float`, *optional*, defaults to 1.0):
+            Fraction, above 0, of every batch's images that FCA compares, drawn anew in each step. The clean side, an image
+            encode of its own, costs that fraction; the term keeps its mean and gets noisier. Not for `canvas="native"`.
         tse_weight (`float`, *optional*, defaults to 0.0):
             Weight of Task Semantics Enrichment, which needs a CLIP (paper: 0.001).
         block_size (`int`, *optional*):
@@ -109,6 +112,10 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
     task_weight: float = field(default=1.0, metadata={"help": "Weight of the answers' cross-entropy."})
     fca_weight: float = field(
         default=FROM_RECIPE, metadata={"help": "Weight of Feature Consistency Alignment (default: 0; paper: 0.005)."}
+    )
+    fca_fraction: float = field(
+        default=1.0,
+        metadata={"help": "Fraction of every batch's images that FCA compares; less is faster (default: 1)."},
     )
     tse_weight: float = field(
         default=FROM_RECIPE,
@@ -182,6 +189,10 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
         for name in ("task_weight", "fca_weight", "tse_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; a weight cannot be negative, 0 turns it off.")
+        if not 0 < self.fca_fraction <= 1:
+            raise ValueError(
+                f"`fca_fraction` is {self.fca_fraction}; it must be above 0 and at most 1. `fca_weight=0` turns FCA off."
+            )
         if self.block_size is not None and self.block_size < 1:
             raise ValueError(f"`block_size` is {self.block_size}; it must be 1 (every pixel by itself) or more.")
         if self.clean_features_cache < 0:
