@@ -2,11 +2,14 @@
 
     python examples/reproduce_claims.py --zoo zoo /work/zoo_seeds/1 /work/zoo_seeds/2 --plan core --processes 2
     python examples/reproduce_claims.py --zoo zoo --search --processes 2      # what the transfer recipe is to be
+    python examples/reproduce_claims.py --zoo zoo --ideas --processes 2       # what else might have been in it
+    python examples/reproduce_claims.py --zoo zoo ... --plan full --conditions evp lora --name claims_more
 
 Zoos are folders with a checkpoint per member, made by `python zoo/train.py --zoo_seed N`; the name of a folder is that of
 its zoo, that of the shipped one is 0, and names that begin with "nocue" are the control. Every training is a cell, kept in
 a file under --output_dir; a second run reads what is there. Writes docs/results/claims.json, docs/results_claims.md and
-two charts (with --search, docs/results/claims_search.json). Only validation pictures choose; test pictures are measured.
+two charts (with --search, docs/results/claims_search.json, with --ideas claims_ideas.json), all of them under another
+name with --name. Only validation pictures choose; test pictures are measured.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import torch
 from claims.charts import save_conditions, save_pairs
 from claims.data import TASKS
 from claims.experiment import Runner, Settings, Zoo, describe, run_cells, write_whole
-from claims.plan import CORE, TASKS_OF_THE_MEAN, Cell, make_plan
+from claims.plan import CONDITIONS, CORE, TASKS_OF_THE_MEAN, Cell, make_plan
 from claims.search import ZOO as SEARCHED_ZOO
 from claims.search import Search, format_search, save_search
 from claims.summary import all_lines, claims, read_rows, summarize
@@ -41,19 +44,27 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--zoo", nargs="+", type=Path, help="folders of zoos (default: the shipped one)")
     parser.add_argument("--plan", choices=("core", "full"), default="core", help="what to run")
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS_OF_THE_MEAN))
-    parser.add_argument("--seeds", nargs="+", type=int, help="of the trainings (default: 0 1 2; with --search 0 1)")
+    parser.add_argument(
+        "--conditions", nargs="+", choices=tuple(CONDITIONS), help="of the plan, with its core's (default: all)"
+    )
+    parser.add_argument("--name", default="claims", help="of the files that are written (default: %(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of the trainings (default: 0 1 2; of a search 0 1)")
     parser.add_argument("--processes", type=int, default=1, help="cells at a time, one thread each")
     parser.add_argument("--minutes", type=float, help="begin no further cell after this time")
     parser.add_argument("--search", action="store_true", help="search the transfer recipe instead")
+    parser.add_argument("--ideas", action="store_true", help="judge instead what the package does not have")
     parser.add_argument("--dry_run", action="store_true", help="print what would be run, and run nothing")
     parser.add_argument("--report_only", action="store_true", help="run nothing, write the page from what is kept")
+    parser.add_argument(
+        "--page_only", action="store_true", help="write page and charts again from the JSON file alone"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("runs/claims"), help="where cells are kept")
     parser.add_argument("--docs_dir", type=Path, default=Path("docs"), help="where results go")
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"of every cell (default: {value})")
     parser.add_argument("--disable_tqdm", action="store_true", help="show no progress bar")
     args = parser.parse_args(argv)
-    args.seeds = args.seeds or ([0, 1] if args.search else [0, 1, 2])
+    args.seeds = args.seeds or ([0, 1] if args.search or args.ideas else [0, 1, 2])
     return args
 
 
@@ -83,15 +94,15 @@ def short(row: dict[str, Any]) -> dict[str, Any]:
     return {key: rounded.get(key, value) for key, value in row.items() if key != "differences"}
 
 
-def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, search: dict[str, Any] | None) -> Path:
-    """Writes `results/claims.json`, the page and the charts."""
+def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, name: str) -> Path:
+    """Writes `results/NAME.json`, the page `results_NAME.md` and the charts."""
     rows = read_rows(cells, runner)
     if not rows:
         raise ValueError(f"No cell of this plan is kept under {runner.output}: run it first.")
     kept = sum(runner.read(cell) is not None for cell in sorted(cells, key=lambda one: one.zoo))
     result = {
         "summary": summarize(rows), "claims": claims(rows), "lines": all_lines(rows), "settings": asdict(runner.settings),
-        "command": command, "cells": len(cells), "kept": kept, "versions": versions(),
+        "name": name, "command": command, "cells": len(cells), "kept": kept, "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, one thread a process, torch {torch.__version__}",
         "pairs": list(map(short, filter(is_shown, rows))),
     }  # fmt: skip
@@ -99,20 +110,33 @@ def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, se
     # A line per pair: thousands of them, and a change of one is a change of one line.
     pairs = ",\n".join(json.dumps(row) for row in result["pairs"])
     text = json.dumps(parts, indent=1, allow_nan=False).removesuffix("\n}") + f',\n "pairs": [\n{pairs}\n]}}\n'
-    write_whole(docs / "results" / "claims.json", text)
-    save_conditions(result, docs / "images" / "claims_conditions.png")
-    save_pairs(result, docs / "images" / "claims_pairs.png")
-    write_whole(docs / "results_claims.md", page(result, search))
-    return docs / "results_claims.md"
+    write_whole(docs / "results" / f"{name}.json", text)
+    return write_page(docs, name)
+
+
+def write_page(docs: Path, name: str) -> Path:
+    """Writes page and charts from `results/NAME.json` and from the searches beside it."""
+    file = docs / "results" / f"{name}.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there: run the plan first, without --page_only.")
+    result = json.loads(file.read_text())
+    found = {kind: docs / "results" / f"{name}_{kind}.json" for kind in ("search", "ideas")}
+    searches = {kind: json.loads(path.read_text()) for kind, path in found.items() if path.is_file()}
+    save_conditions(result, docs / "images" / f"{name}_conditions.png")
+    save_pairs(result, docs / "images" / f"{name}_pairs.png")
+    write_whole(docs / f"results_{name}.md", page(result, searches))
+    return docs / f"results_{name}.md"
 
 
 def run_search(args: argparse.Namespace, runner: Runner, command: str) -> None:
-    """Searches, prints the table, writes `results/claims_search.json`."""
+    """Searches, prints the table, writes `results/claims_search.json` or `claims_ideas.json`."""
     if SEARCHED_ZOO not in runner.folders:
         raise ValueError(f"The search needs zoo 0, but the zoos are {', '.join(runner.folders)}: add --zoo zoo.")
     search = Search(runner, args.tasks, args.seeds, args.processes, not args.disable_tqdm)
-    result = search.run() | {"command": command, "settings": asdict(runner.settings)}
-    save_search(result, args.docs_dir / "results" / "claims_search.json")
+    result = (search.run_ideas() if args.ideas else search.run()) | {
+        "command": command, "settings": asdict(runner.settings), "versions": versions(),
+    }  # fmt: skip
+    save_search(result, args.docs_dir / "results" / f"{args.name}_{'ideas' if args.ideas else 'search'}.json")
     print(format_search(result))
 
 
@@ -123,13 +147,16 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--report_only"]
     command = shlex.join(["python", "examples/reproduce_claims.py", *words])
     try:
+        if args.page_only:
+            print(f"Written: {write_page(args.docs_dir, args.name)}")
+            return 0
         settings = Settings(**{name: getattr(args, name) for name in asdict(Settings())})
         runner = Runner(zoo_folders(args.zoo), args.output_dir, settings)
-        if args.search:
+        if args.search or args.ideas:
             run_search(args, runner, command)
             return 0
         members = {name: Zoo(folder).members for name, folder in runner.folders.items()}
-        cells = make_plan(args.plan, members, args.tasks, args.seeds)
+        cells = make_plan(args.plan, members, args.tasks, args.seeds, args.conditions)
         if args.dry_run:
             kept = sum(not runner.missing(cell, runner.read(cell)) for cell in sorted(cells, key=lambda c: c.zoo))
             print("\n".join(map(describe, cells)))
@@ -141,9 +168,7 @@ def main(argv: list[str] | None = None) -> int:
                 run_cells(cells, runner, args.processes, args.minutes, not args.disable_tqdm)
             except RuntimeError as error:
                 failed = error  # what could be measured is worth a report
-        found = args.docs_dir / "results" / "claims_search.json"
-        search = json.loads(found.read_text()) if found.is_file() else None
-        print(f"Written: {write_report(cells, runner, args.docs_dir, command, search)}")
+        print(f"Written: {write_report(cells, runner, args.docs_dir, command, args.name)}")
         if failed is not None:
             raise failed
     except (ValueError, OSError, RuntimeError) as error:

@@ -11,8 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
 import functools
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny
@@ -23,8 +27,10 @@ from huggingface_hub import close_session, constants, hf_api
 from transformers import PreTrainedModel, ProcessorMixin
 
 from transferable_vp import Surrogate, TransferableVisualPrompt
+from transferable_vp.bundled import bundled
 
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 Pair = tuple[PreTrainedModel, ProcessorMixin]
 
 
@@ -102,3 +108,35 @@ def shared(hub: HubServer, prompt: TransferableVisualPrompt) -> TransferableVisu
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long the client would have waited between attempts."""
     return without_waiting(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def claims() -> Iterator[SimpleNamespace]:
+    """The modules of examples/claims/, and the script, imported as the script imports them."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        modules = {path.stem: importlib.import_module(f"claims.{path.stem}") for path in EXAMPLES.glob("claims/*.py")}
+        yield SimpleNamespace(**modules, script=importlib.import_module("reproduce_claims"))
+    finally:
+        sys.path.remove(str(EXAMPLES))
+        for name in [
+            name for name in sys.modules if name.split(".")[0] in ("claims", "baselines", "reproduce_claims")
+        ]:
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def zoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two members of the shipped zoo, and its CLIP."""
+    folder = tmp_path_factory.mktemp("zoos") / "0"
+    folder.mkdir()
+    for name in ("llava", "paligemma", "clip"):
+        (folder / name).symlink_to(bundled(f"zoo/{name}"), target_is_directory=True)
+    return folder
+
+
+@pytest.fixture
+def runner(claims: SimpleNamespace, zoo_folder: Path, tmp_path: Path) -> Any:
+    """Two steps of four rows, twenty rows of everything."""
+    settings = claims.experiment.Settings(steps=2, batch_size=4, n_train=20, n_validation=20, n_test=20)
+    return claims.experiment.Runner({"0": zoo_folder}, tmp_path, settings)

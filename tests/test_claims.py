@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,41 +18,7 @@ from scipy import stats
 from transferable_vp.bundled import bundled
 
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-MODULES = ("data", "plan", "experiment", "search", "summary", "tables", "charts")
 PAIR = ("llava", "paligemma")
-
-
-@pytest.fixture(scope="module")
-def claims() -> Iterator[SimpleNamespace]:
-    """The modules of the folder, and the script, imported as the script imports them."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        modules = {name: importlib.import_module(f"claims.{name}") for name in MODULES}
-        yield SimpleNamespace(**modules, script=importlib.import_module("reproduce_claims"))
-    finally:
-        sys.path.remove(str(EXAMPLES))
-        for name in [
-            name for name in sys.modules if name.split(".")[0] in ("claims", "baselines", "reproduce_claims")
-        ]:
-            del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def zoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two members of the shipped zoo, and its CLIP."""
-    folder = tmp_path_factory.mktemp("zoos") / "0"
-    folder.mkdir()
-    for name in (*PAIR, "clip"):
-        (folder / name).symlink_to(bundled(f"zoo/{name}"), target_is_directory=True)
-    return folder
-
-
-@pytest.fixture
-def runner(claims: SimpleNamespace, zoo_folder: Path, tmp_path: Path) -> Any:
-    """Two steps of four rows, twenty rows of everything."""
-    settings = claims.experiment.Settings(steps=2, batch_size=4, n_train=20, n_validation=20, n_test=20)
-    return claims.experiment.Runner({"0": zoo_folder}, tmp_path, settings)
 
 
 def cell(claims: SimpleNamespace, condition: str, *sources: str, task: str = "colors", **more: Any) -> Any:
@@ -301,52 +264,6 @@ class TestTraining:
         assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_the_search_reads_no_test_picture(claims, runner, monkeypatch) -> None:
-    asked = set()
-
-    def load_rows(name: str, split: str, n: int) -> Any:
-        asked.add(split)
-        return claims.data.load_rows(name, split, n)
-
-    monkeypatch.setattr(claims.experiment, "load_rows", load_rows)
-    monkeypatch.setattr(claims.search, "AXES", {"block_size": (4,), "fca_share": (0.1,)})
-    search = claims.search.Search(runner, tasks=("colors",), seeds=(0,), progress=False, members=PAIR)
-    result = search.run()
-    assert asked == {"train", "validation"}
-    names = [one["name"] for one in result["candidates"]]
-    assert names[:6] == ["plain", "vp_paper", "paper", "paper_lr10", "block_size=4", "fca_share=0.1"]
-    assert result["chosen"] in names
-    assert set(result["candidates"][0]["pairs"]) == {"colors: llava > paligemma", "colors: paligemma > llava"}
-    assert result["candidates"][5]["weights"]["fca_weight of llava on colors"] > 0
-    assert "<- chosen" in claims.search.format_search(result)
-    # What it kept are validation cells, which no report reads.
-    assert all("-validation-" in path.name for path in runner.output.rglob("*.json"))
-
-
-def test_the_search_adds_what_helps(claims, runner, monkeypatch) -> None:
-    gains = {"learning_rate": 1.0, "block_size": 3.0, "fca_share": -2.0, "diversity_shift": 0.1}
-    search = claims.search.Search(runner)
-
-    def judge(candidates: dict[str, dict[str, Any]]) -> list[Any]:
-        found = []
-        for name, some in candidates.items():
-            changed = [axis for axis in gains if axis in some and some[axis] != claims.plan.PLAIN.get(axis, 0)]
-            # Together, a lower rate adds nothing to blocks.
-            total = max([gains[a] for a in changed], default=0.0) if "block_size" in changed else sum(
-                gains[a] for a in changed)  # fmt: skip
-            found.append(claims.search.Judged(name, some, total, 0.0, 0.0, {}, {}))
-        search.judged += found
-        return found
-
-    monkeypatch.setattr(search, "judge", judge)
-    monkeypatch.setattr(claims.search, "AXES", {"learning_rate": (0.1,), "block_size": (4,), "fca_share": (1.0,),
-                                                "diversity_shift": (2,)})  # fmt: skip
-    result = search.run()
-    assert result["chosen"] == "block_size=4"
-    # Only axes that helped by more than the margin are combined.
-    assert [one["name"] for one in result["candidates"]][-1] == "block_size=4 learning_rate=0.1"
-
-
 def bits(accuracy: float, n: int = 100) -> str:
     """The first are right."""
     return "1" * round(accuracy * n) + "0" * (n - round(accuracy * n))
@@ -500,12 +417,12 @@ class TestReport:
     def test_page_and_charts_are_made_from_the_file(self, claims, tmp_path) -> None:
         cells, kept = by_hand(claims)
         kept.settings = claims.experiment.Settings()
-        path = claims.script.write_report(cells, kept, tmp_path, "python examples/reproduce_claims.py", None)
+        path = claims.script.write_report(cells, kept, tmp_path, "python examples/reproduce_claims.py", "claims")
         result = json.loads((tmp_path / "results" / "claims.json").read_text())
         assert result["summary"]["heldout_gain_transfer"] == pytest.approx(20)
         assert len(result["pairs"]) == 3 * 2 * (2 + 2 * 4) and "differences" not in result["pairs"][0]
         text = path.read_text()
-        assert text == claims.tables.page(result, None)
+        assert text == claims.tables.page(result, {})
         assert "| transfer recipe | +45.0 [+45.0, +45.0] | +20.0 [-4.8, +44.8] |" in text
         assert "not measured" in text and "built in" in text
         pictures = sorted(path.name for path in (tmp_path / "images").iterdir())

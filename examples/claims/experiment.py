@@ -32,7 +32,6 @@ from transferable_vp import (
     TaskSemantics,
     TransferableVisualPrompt,
     TransferableVisualPromptConfig,
-    TransferableVisualPromptTrainer,
     TransferableVisualPromptTrainingArguments,
     evaluate,
     random_prompt,
@@ -42,6 +41,7 @@ from transferable_vp.objectives import FeatureConsistency, Step, task_loss
 from transferable_vp.training_args import RECIPES
 
 from .data import TASKS, light_of, load_rows, make_task, shuffled
+from .ideas import Ideas, Snapshots, disturbed
 from .plan import FAMILIES, WRONG_LIGHT, Cell
 
 
@@ -174,18 +174,40 @@ def learn_prompt(cell: Cell, zoo: Zoo, settings: Settings) -> tuple[Transferable
     shares = {name: overrides.pop(name) for name in ("fca_share", "tse_share") if name in overrides}
     if any(shares.values()):
         overrides |= scaled_weights(sources, zoo.clip(), rows[: settings.batch_size], task, blank, **shares)
+    ideas = Ideas(overrides, sources)
     with TemporaryDirectory() as folder:
         args = TransferableVisualPromptTrainingArguments(
             folder, max_steps=settings.steps, per_device_train_batch_size=settings.batch_size, seed=cell.seed,
             train_sampling_strategy="sequential", save_strategy="no", logging_strategy="no", disable_tqdm=True,
             use_cpu=True, **overrides,
         )  # fmt: skip
-        trainer = TransferableVisualPromptTrainer(
-            blank, args, sources, train_dataset=rows, task=task, semantics=zoo.clip() if args.tse_weight else None
-        )
+        trainer = ideas.trainer_class(
+            blank, args, sources, train_dataset=rows, task=task, objectives=ideas.objectives,
+            semantics=zoo.clip() if args.tse_weight else None,
+        )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return blank, {name: getattr(trainer.args, name) for name in ("recipe", *RECIPES["paper"])}
+        with ideas.at_work(trainer) as snapshots:
+            trainer.train()
+    found = {name: getattr(trainer.args, name) for name in ("recipe", *RECIPES["paper"])}
+    if snapshots is not None:
+        found["stopped_at_step"] = choose_snapshot(snapshots, cell, sources, settings)
+    return blank, found
+
+
+def choose_snapshot(snapshots: Snapshots, cell: Cell, sources: Sequence[Surrogate], settings: Settings) -> int:
+    """Leaves the prompt as it was at the step at which the sources read disturbed validation pictures best, of equals the
+    last, and returns the step."""
+    task, rows = make_task(cell.task), load_rows(cell.task, "validation", settings.n_validation)
+    prompt, scores = snapshots.prompt, {}
+    for step, delta in snapshots.kept.items():
+        with torch.no_grad():
+            prompt.delta.copy_(delta)
+        shown = [row | {"image": disturbed(prompt.apply(row["image"]), i)} for i, row in enumerate(rows)]
+        scores[step] = np.mean([evaluate(source, shown, task, progress=False).mean for source in sources])
+    best = max(scores, key=lambda step: (scores[step], step))
+    with torch.no_grad():
+        prompt.delta.copy_(snapshots.kept[best])
+    return best
 
 
 def make_border(cell: Cell, settings: Settings) -> TransferableVisualPrompt:

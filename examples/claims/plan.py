@@ -132,6 +132,7 @@ def make_plan(
     zoos: dict[str, Sequence[str]],
     tasks: Sequence[str] = TASKS_OF_THE_MEAN,
     seeds: Sequence[int] = (0, 1, 2),
+    conditions: Sequence[str] | None = None,
 ) -> list[Cell]:
     r"""
     All cells, the most important first.
@@ -141,6 +142,8 @@ def make_plan(
         zoos (`dict`): The members of every zoo, by its name.
         tasks (`Sequence[str]`, *optional*): The tasks that are learned; `"full"` adds digits and what is only measured.
         seeds (`Sequence[int]`, *optional*): Seeds of the trainings. All zoos come first with the first of them.
+        conditions (`Sequence[str]`, *optional*): Names of those to keep, beside the core's, which all others are
+            compared with. All by default.
 
     Returns:
         `list[Cell]`: Each once.
@@ -163,7 +166,7 @@ def make_plan(
             for part in PARTS:
                 for zoo, members in evidence.items():
                     cells += part(zoo, members, tasks, seed)
-    return list(dict.fromkeys(cells))
+    return [cell for cell in dict.fromkeys(cells) if conditions is None or cell.condition.name in {*CORE, *conditions}]
 
 
 def borders(zoo: str, task: str, seeds: Sequence[int]) -> Iterator[Cell]:

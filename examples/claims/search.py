@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,16 @@ AXES: dict[str, tuple[Any, ...]] = {
     "fca_share": (0.1, 1.0),
     "tse_share": (0.1, 1.0),
 }
+# What `ideas.py` has, tried at one strength each on top of what was searched before it and of what that search chose.
+IDEAS: dict[str, dict[str, Any]] = {
+    "jpeg=30": {"jpeg": 30},
+    "model_noise=0.1": {"model_noise": 0.1},
+    "adam_beta1=0": {"adam_beta1": 0.0},
+    "sharpness=2": {"sharpness": 2.0},
+    "layers_weight=0.3": {"layers_weight": 0.3},
+    "stopped_by_proxy": {"stopped_by_proxy": True},
+}
+BASES: dict[str, dict[str, Any]] = {"plain": PLAIN, "transfer": {"recipe": "transfer"}}
 # In points. Less is not told from the choice of pictures and seeds.
 MARGIN = 0.3
 
@@ -80,14 +91,14 @@ class Search:
     def _cell(self, task: str, condition: Condition, sources: tuple[str, ...] = (), seed: int = 0) -> Cell:
         return Cell(ZOO, task, condition, sources, seed, split="validation", targets=self.members)
 
-    def judge(self, candidates: dict[str, dict[str, Any]]) -> list[Judged]:
-        """Runs candidates, training arguments by name, and judges each."""
+    def judge(self, candidates: dict[str, dict[str, Any]], size: int = 1) -> list[Judged]:
+        """Runs candidates, training arguments by name, on all groups of `size` members, and judges each."""
         conditions = {name: Condition(f"search-{name}", name, overrides=some) for name, some in candidates.items()}
         cells = [self._cell(task, CONDITIONS["zero"]) for task in self.tasks]
-        cells += [self._cell(task, condition, (source,), seed) for condition in conditions.values()
-                  for seed in self.seeds for task in self.tasks for source in self.members]  # fmt: skip
+        cells += [self._cell(task, condition, sources, seed) for condition in conditions.values()
+                  for seed in self.seeds for task in self.tasks for sources in combinations(self.members, size)]  # fmt: skip
         run_cells(cells, self.runner, self.processes, progress=self.progress)
-        found = [self._judge(name, condition) for name, condition in conditions.items()]
+        found = [self._judge(name, condition, size) for name, condition in conditions.items()]
         self.judged += found
         return found
 
@@ -96,20 +107,20 @@ class Search:
         assert kept is not None  # it has just been run
         return {member: 100 * np.mean([int(bit) for bit in kept["correct"][member]]) for member in self.members}
 
-    def _judge(self, name: str, condition: Condition) -> Judged:
+    def _judge(self, name: str, condition: Condition, size: int) -> Judged:
         own, pairs, weights = [], {}, {}
         for task in self.tasks:
             zero = self._accuracy(self._cell(task, CONDITIONS["zero"]))
-            for source in self.members:
-                cells = [self._cell(task, condition, (source,), seed) for seed in self.seeds]
+            for sources in combinations(self.members, size):
+                cells, shown = [self._cell(task, condition, sources, seed) for seed in self.seeds], "+".join(sources)
                 runs = [self._accuracy(cell) for cell in cells]
                 gains = {member: float(np.mean([run[member] - zero[member] for run in runs])) for member in zero}
-                own.append(gains.pop(source))
-                pairs |= {f"{task}: {source} > {target}": gain for target, gain in gains.items()}
+                own += [gains.pop(source) for source in sources]
+                pairs |= {f"{task}: {shown} > {target}": gain for target, gain in gains.items()}
                 for weight in ("fca_weight", "tse_weight"):
                     if weight.replace("weight", "share") in condition.overrides:
                         kept = [(self.runner.read(cell) or {})["arguments"][weight] for cell in cells]
-                        weights[f"{weight} of {source} on {task}"] = float(np.mean(kept))
+                        weights[f"{weight} of {shown} on {task}"] = float(np.mean(kept))
         gains_of_pairs = list(pairs.values())
         return Judged(name, condition.overrides, float(np.mean(gains_of_pairs)), min(gains_of_pairs),
                       float(np.mean(own)), pairs, weights)  # fmt: skip
@@ -141,11 +152,29 @@ class Search:
             (tried,) = self.judge({name: best.overrides | {axis: one.overrides[axis]}})
             if tried.heldout > best.heldout + MARGIN:
                 best = tried
+        chosen = {"chosen": best.name, "chosen_arguments": best.overrides, "chosen_weights": best.weights}
+        return self._described() | chosen | {"candidates": [vars(one) for one in self.judged]}
+
+    def run_ideas(self) -> dict[str, Any]:
+        """Every idea on top of every base, on single sources; and with two sources, losses as they are and balanced.
+
+        Returns:
+            `dict`: As of [`~Search.run`]; `chosen` is the base that was, or what is better by more than the margin.
+        """
+        names = {f"{base} {idea}": some | more for base, some in BASES.items() for idea, more in IDEAS.items()}
+        found = {one.name: one for one in self.judge(BASES | names)}
+        best = max(found.values(), key=lambda one: one.heldout)
+        chosen = found["transfer"] if best.heldout <= found["transfer"].heldout + MARGIN else best
+        pairs = {f"{base}, 2 sources": some for base, some in BASES.items()}
+        pairs |= {f"{base} balanced, 2 sources": some | {"balanced": True} for base, some in BASES.items()}
+        self.judge(pairs, size=2)
+        return self._described() | {"chosen": chosen.name, "candidates": [vars(one) for one in self.judged]}
+
+    def _described(self) -> dict[str, Any]:
         return {
             "zoo": ZOO, "development": list(self.members), "tasks": list(self.tasks), "seeds": list(self.seeds),
             "judged_by": "mean gain over the zero border on validation pictures, of members not learned on, points",
-            "margin": MARGIN, "chosen": best.name, "chosen_arguments": best.overrides, "chosen_weights": best.weights,
-            "candidates": [vars(one) for one in self.judged],
+            "margin": MARGIN,
         }  # fmt: skip
 
 

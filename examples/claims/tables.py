@@ -13,6 +13,14 @@ from .search import ZOO as SEARCHED_ZOO
 
 
 NOTHING = "-"
+IDEAS_TEXT = (
+    "Each is tried at one strength on top of `plain` (the search's own) and of the transfer recipe "
+    "(`examples/claims/ideas.py`): every canvas through a JPEG file of quality 30 to 95; noise in every layer of the image "
+    "encoder, a tenth as strong as what it is added to; Adam without its momentum; steps by the gradient at a point 2 "
+    "uphill (sharpness-aware); FCA in every layer of the image encoder, relative to its states; the prompt of every tenth "
+    "step, chosen by how well the source reads validation pictures that are moved and compressed; and, with two sources, "
+    "their losses made equally large."
+)
 
 
 def points(value: float | None, ends: Sequence[float] | None = None) -> str:
@@ -164,6 +172,14 @@ def search_table(search: Mapping[str, Any]) -> str:
     return table(["candidate", "held-out", "worst pair", "source"], rows)
 
 
+def _judged_by(search: Mapping[str, Any]) -> str:
+    return (
+        f"`{search['command']}`: {', '.join(f'`{name}`' for name in search['development'])} of zoo {search['zoo']} only, on "
+        f"validation pictures of {' and '.join(search['tasks'])}; seeds {', '.join(map(str, search['seeds']))}. Held-out is "
+        "what chose: the mean gain of the members that were not learned on. "
+    )
+
+
 def headline(summary: Mapping[str, Any]) -> str:
     """The summary in sentences that end where numbers are missing."""
     lines = []
@@ -183,14 +199,14 @@ def headline(summary: Mapping[str, Any]) -> str:
     return table(header, lines) if lines else "*Not measured.*"
 
 
-def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
-    """`docs/results_claims.md`."""
-    summary, lines, settings = result["summary"], result["lines"], result["settings"]
+def page(result: Mapping[str, Any], searches: Mapping[str, Mapping[str, Any]]) -> str:
+    """`docs/results_claims.md`, or that of another name."""
+    summary, lines, settings, name = result["summary"], result["lines"], result["settings"], result["name"]
     zoos = ", ".join(f"{zoo} ({len(some)} members)" for zoo, some in summary["members"].items()) or NOTHING
     seeds = ", ".join(map(str, summary["seeds"])) or NOTHING
     parts = [
         "# The paper's claims, measured\n",
-        f"Written by `{result['command']}` from `docs/results/claims.json`; {result['kept']:,} of the {result['cells']:,} "
+        f"Written by `{result['command']}` from `docs/results/{name}.json`; {result['kept']:,} of the {result['cells']:,} "
         f"cells of this plan have been run, and tables show those. Zoos {zoos}; seeds of training {seeds}; "
         f"{settings['steps']} steps of {settings['batch_size']} pictures out of {settings['n_train']}; n = "
         f"{settings['n_test']} test pictures, used for no choice. Those of zoo 0 were also looked at, with `llava` as "
@@ -213,7 +229,7 @@ def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
         "## The claims\n",
         "*Holds*: every number has its interval on the claim's side of 0; *in part*: some have. Where none has: *does not hold "
         "at this scale* if every number is at 0 or on the other side, *not shown* if not.\n", claims_table(result["claims"]) + "\n",
-        "![Held-out gains](images/claims_conditions.png)\n", "![Pairs](images/claims_pairs.png)\n",
+        f"![Held-out gains](images/{name}_conditions.png)\n", f"![Pairs](images/{name}_pairs.png)\n",
     ]  # fmt: skip
     for task, about in TASKS.items():
         if any(one["task"] == task and one["on"] == task for one in lines):
@@ -229,16 +245,13 @@ def page(result: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
             if any(one["control"] and one["task"] == task for one in lines):
                 parts += ["The zoo without the cue:\n", conditions_table(lines, task, control=True) + "\n"]
     parts += ["## On other pictures than those learned from\n", elsewhere_table(lines) + "\n"]
-    if search is not None:
-        parts += [
-            "## The search\n",
-            f"`{search['command']}`: {', '.join(f'`{name}`' for name in search['development'])} of zoo {search['zoo']} only, "
-            f"on validation pictures of {' and '.join(search['tasks'])}; seeds {', '.join(map(str, search['seeds']))}. "
-            "Held-out is what chose: the mean gain of the two members that were not learned on. `plain` is the task loss by "
-            "Adam at 0.05, pixel by pixel; a name with `=` says what differs from that. A `share` is a weight at which the "
-            "term is that share of the task loss.\n",
-            search_table(search) + "\n",
-        ]  # fmt: skip
+    if "search" in searches:
+        parts += ["## The search\n", _judged_by(searches["search"]) + "`plain` is the task loss by "
+                  "Adam at 0.05, pixel by pixel; a name with `=` says what differs from that. A `share` is a weight at which the "
+                  "term is that share of the task loss.\n", search_table(searches["search"]) + "\n"]  # fmt: skip
+    if "ideas" in searches:
+        parts += ["## Ideas that the package does not have\n", _judged_by(searches["ideas"]) + IDEAS_TEXT + "\n",
+                  search_table(searches["ideas"]) + "\n"]  # fmt: skip
     others = [zoo for zoo in summary["zoos"] if zoo != SEARCHED_ZOO]
     control = summary["control_members"]
     parts += [
