@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     evaluation = None
     if script.eval_split is not None:
         evaluation, _ = load_rows(script.task, script.dataset, script.eval_split, **given)
+    elif script.eval_share and script.streaming:
+        raise ValueError("`eval_share` needs all rows, and `streaming` reads one after another: give `eval_split`.")
     elif script.eval_share:
         parts = train.train_test_split(test_size=script.eval_share, seed=args.data_seed or args.seed)
         train, evaluation = parts["train"], parts["test"]
@@ -115,8 +117,12 @@ def main(argv: list[str] | None = None) -> None:
 
     # 6. Learn.
     origin = script.dataset or get_task(script.task or "").dataset
-    data = {"id": origin, "config": script.dataset_name, "split": script.train_split}
-    data["revision"] = script.dataset_revision
+    data = {
+        "id": origin,
+        "config": script.dataset_name,
+        "split": script.train_split,
+        "revision": script.dataset_revision,
+    }
     trainer = TransferableVisualPromptTrainer(
         model=prompt,
         args=args,
@@ -137,8 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.save_state()
-    finish = trainer.push_to_hub if args.push_to_hub else trainer.save_model  # pushing saves first
-    finish()
+    (trainer.push_to_hub if args.push_to_hub else trainer.save_model)()  # pushing saves first
     if trainer.is_world_process_zero():
         pushed = f"Shared as {trainer.hub_model_id}." if args.push_to_hub else ""
         share = f"To share it: transferable-vp push {args.output_dir} ME/NAME"

@@ -149,6 +149,11 @@ def test_a_shuffled_share_to_validate_on(
     assert not train & evaluation
 
 
+def test_streaming_has_no_share_to_take(script: ModuleType, files: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`eval_share` needs all rows.*give `eval_split`"):
+        script.main([*flags(settings(files, tmp_path / "run", eval_share=0.25)), "--streaming"])
+
+
 def test_streaming(script: ModuleType, files: Path, tmp_path: Path) -> None:
     script.main([*flags(settings(files, tmp_path / "run")), "--streaming"])
     assert state(tmp_path / "run")["global_step"] == 2 and learned(tmp_path / "run").any()

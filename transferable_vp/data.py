@@ -208,7 +208,8 @@ class ExampleCollator:
 
     Args:
         task ([`Task`]): How to read a row.
-        skip_bad_images (`bool`, *optional*, defaults to `False`): Whether to leave out images that cannot be read.
+        skip_bad_images (`bool`, *optional*, defaults to `False`):
+            Whether to leave out images that cannot be read. The lists may then be empty.
     """
 
     task: Task
@@ -223,8 +224,6 @@ class ExampleCollator:
                 if not self.skip_bad_images:
                     raise
                 skipped += 1
-        if not examples:
-            raise BadImageError(f"None of the {len(rows)} images of a batch can be read.")
         return {
             "images": [e.image for e in examples],
             "questions": [e.question for e in examples],
