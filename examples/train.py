@@ -116,13 +116,8 @@ def main(argv: list[str] | None = None) -> None:
     semantics = TaskSemantics.from_pretrained(script.clip_model).to(args.device) if args.tse_weight else None
 
     # 6. Learn.
-    origin = script.dataset or get_task(script.task or "").dataset
-    data = {
-        "id": origin,
-        "config": script.dataset_name,
-        "split": script.train_split,
-        "revision": script.dataset_revision,
-    }
+    data = {"id": script.dataset or get_task(script.task or "").dataset, "split": script.train_split}
+    data |= {"config": script.dataset_name, "revision": script.dataset_revision}
     trainer = TransferableVisualPromptTrainer(
         model=prompt,
         args=args,
