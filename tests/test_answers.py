@@ -50,6 +50,18 @@ def decoder_model(family: str, monkeypatch: pytest.MonkeyPatch) -> Pair:
 
 class TestAppend:
     @both_sides
+    def test_rows_are_padded_to_a_multiple(self, left: bool) -> None:
+        more = {"image_attention_mask": torch.ones(2, 5, 3)}
+        grown, start, labels = append(
+            text(left=left, **more), ANSWERS, pad=9, repeated=("image_attention_mask",), multiple=4
+        )
+        assert grown["input_ids"].tolist() == [[*row, 9, 9] for row in GROWN]
+        assert grown["attention_mask"].tolist() == [[1] * 6 + [0] * 2] * 2
+        assert grown["image_attention_mask"].shape == (2, 8, 3) and not grown["image_attention_mask"][:, 6:].any()
+        assert start == 0
+        assert labels.tolist() == [[-100, -100, *row, -100, -100] for row in LABELS]
+
+    @both_sides
     def test_the_rows_are_closed_up_and_the_answers_follow(self, left: bool) -> None:
         grown, start, labels = append(text(left=left), ANSWERS, pad=9)
         assert grown["input_ids"].tolist() == GROWN

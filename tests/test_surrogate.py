@@ -70,6 +70,22 @@ class TestAnswers:
 
     @all_families
     @torch.no_grad()
+    def test_padding_to_a_multiple_makes_few_shapes_and_changes_nothing(
+        self, surrogate: Surrogate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        canvas, shapes = make_canvas(3), []
+        expected = surrogate.forward(canvas, QUESTIONS, ANSWERS)
+        monkeypatch.setattr(surrogate, "pad_to_multiple_of", 128)
+        found = surrogate.forward(canvas, QUESTIONS, ANSWERS)
+        for row in range(3):
+            torch.testing.assert_close(token_losses(found, row), token_losses(expected, row), atol=5e-5, rtol=1e-4)
+        for row in range(3):
+            one = surrogate.forward(canvas[row : row + 1], QUESTIONS[row : row + 1], ANSWERS[row : row + 1])
+            shapes.append(one.logits.shape)
+        assert len(set(shapes)) == 1
+
+    @all_families
+    @torch.no_grad()
     def test_the_answer_cannot_be_seen_before_it_is_given(self, surrogate: Surrogate) -> None:
         canvas = make_canvas()
         one, other = (surrogate.forward(canvas, [QUESTIONS[0]], [answer]) for answer in ("xy", "zw"))

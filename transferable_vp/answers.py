@@ -47,6 +47,7 @@ def append(
     pad: int = 0,
     token_type: int = 0,
     repeated: Sequence[str] = (),
+    multiple: int = 1,
 ) -> tuple[dict[str, Any], int, torch.Tensor]:
     r"""
     Appends an answer to every row, whichever side the rows are padded on; afterwards it is the right one.
@@ -58,6 +59,9 @@ def append(
         pad (`int`, *optional*, defaults to 0): Id that rows are padded with.
         token_type (`int`, *optional*, defaults to 0): Token type of an answer.
         repeated (`Sequence[str]`, *optional*): Further inputs per token, of which an answer repeats the last entry.
+        multiple (`int`, *optional*, defaults to 1):
+            Of which the length of all rows, and the first position whose logits are given, are made multiples: there are
+            then few shapes.
 
     Returns:
         The longer inputs; the first position whose logits are needed; labels, int64 `(batch, length)`, aligned with the
@@ -78,8 +82,10 @@ def append(
                 new = torch.full((len(ids),), fill.get(name, 0), device=device)
             grown.append(torch.cat([own[row], new.to(own.dtype)]))
         value = pad if name == "input_ids" else 0
-        result[side + name] = nn.utils.rnn.pad_sequence(grown, batch_first=True, padding_value=value)
-    start = min(lengths) - 1
+        padded = nn.utils.rnn.pad_sequence(grown, batch_first=True, padding_value=value)
+        missing = -padded.shape[1] % multiple
+        result[side + name] = F.pad(padded, [0, 0] * (padded.ndim - 2) + [0, missing], value=value)
+    start = (min(lengths) - 1) // multiple * multiple
     labels = torch.full((len(answers), result[f"{side}input_ids"].shape[1] - start - 1), -100, device=device)
     for label, length, ids in zip(labels, lengths, answers, strict=True):
         first = length - 1 - start

@@ -91,6 +91,8 @@ class Surrogate:
         self._recorder = FeatureRecorder(model, self.family.features_module)
         self._recomputed: list[Any] = []
         self.is_sharded = False
+        # Of texts with their answers; the trainer sets it.
+        self.pad_to_multiple_of = 1
         if gradient_checkpointing:
             self.enable_gradient_checkpointing()
 
@@ -380,6 +382,7 @@ class Surrogate:
             pad=self.tokenizer.pad_token_id or 0,
             token_type=self.family.answer_token_type,
             repeated=self.family.grows,
+            multiple=self.pad_to_multiple_of,
         )
 
     def answer_logits(self, inputs: dict[str, Any], start: int, length: int) -> torch.Tensor:

@@ -170,6 +170,8 @@ class TransferableVisualPromptTrainer(HubTrainer):
         if args.shard_surrogates:
             for surrogate in self.surrogates:
                 surrogate.shard(args.device, args.shard_backend)
+        for surrogate in self.surrogates:
+            surrogate.pad_to_multiple_of = args.pad_to_multiple_of
         if args.surrogate_gradient_checkpointing:
             for surrogate in self.surrogates:
                 surrogate.enable_gradient_checkpointing()
