@@ -3,7 +3,7 @@
     python examples/reproduce_claims.py --zoo zoo /work/zoo_seeds/1 /work/zoo_seeds/2 --plan core --processes 2
     python examples/reproduce_claims.py --zoo zoo --search --processes 2      # what the transfer recipe is to be
     python examples/reproduce_claims.py --zoo zoo --ideas --processes 2       # what else might have been in it
-    python examples/reproduce_claims.py --zoo zoo ... --plan full --conditions evp lora --name claims_more
+    python examples/reproduce_claims.py --zoo zoo ... --plan full --conditions evp lora --add
 
 Zoos are folders with a checkpoint per member, made by `python zoo/train.py --zoo_seed N`; the name of a folder is that of
 its zoo, that of the shipped one is 0, and names that begin with "nocue" are the control. Every training is a cell, kept in
@@ -31,7 +31,7 @@ from claims.experiment import Runner, Settings, Zoo, describe, run_cells, write_
 from claims.plan import CONDITIONS, CORE, TASKS_OF_THE_MEAN, Cell, make_plan
 from claims.search import ZOO as SEARCHED_ZOO
 from claims.search import Search, format_search, save_search
-from claims.summary import all_lines, claims, read_rows, summarize
+from claims.summary import add_result, all_lines, claims, read_rows, summarize
 from claims.tables import page
 
 from transferable_vp.bundled import bundled
@@ -45,8 +45,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plan", choices=("core", "full"), default="core", help="what to run")
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS_OF_THE_MEAN))
     parser.add_argument(
-        "--conditions", nargs="+", choices=tuple(CONDITIONS), help="of the plan, with its core's (default: all)"
+        "--conditions", nargs="+", choices=tuple(CONDITIONS), help="of the plan, beside the zero border (default: all)"
     )
+    parser.add_argument("--add", action="store_true", help="to the results that are there, whose cells may be gone")
     parser.add_argument("--name", default="claims", help="of the files that are written (default: %(default)s)")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the trainings (default: 0 1 2; of a search 0 1)")
     parser.add_argument("--processes", type=int, default=1, help="cells at a time, one thread each")
@@ -94,23 +95,26 @@ def short(row: dict[str, Any]) -> dict[str, Any]:
     return {key: rounded.get(key, value) for key, value in row.items() if key != "differences"}
 
 
-def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, name: str) -> Path:
-    """Writes `results/NAME.json`, the page `results_NAME.md` and the charts."""
+def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, name: str, add: bool = False) -> Path:
+    """Writes `results/NAME.json`, the page `results_NAME.md` and the charts; with `add`, what is there stays."""
     rows = read_rows(cells, runner)
     if not rows:
         raise ValueError(f"No cell of this plan is kept under {runner.output}: run it first.")
-    kept = sum(runner.read(cell) is not None for cell in sorted(cells, key=lambda one: one.zoo))
+    kept = [cell for cell in sorted(cells, key=lambda one: one.zoo) if runner.read(cell) is not None]
     result = {
         "summary": summarize(rows), "claims": claims(rows), "lines": all_lines(rows), "settings": asdict(runner.settings),
-        "name": name, "command": command, "cells": len(cells), "kept": kept, "versions": versions(),
+        "name": name, "command": command, "cells": len(cells), "kept": len(kept), "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, one thread a process, torch {torch.__version__}",
         "pairs": list(map(short, filter(is_shown, rows))),
     }  # fmt: skip
+    file = docs / "results" / f"{name}.json"
+    if add:
+        result = add_result(json.loads(file.read_text()), result, kept)
     parts = {key: value for key, value in result.items() if key != "pairs"}
     # A line per pair: thousands of them, and a change of one is a change of one line.
     pairs = ",\n".join(json.dumps(row) for row in result["pairs"])
     text = json.dumps(parts, indent=1, allow_nan=False).removesuffix("\n}") + f',\n "pairs": [\n{pairs}\n]}}\n'
-    write_whole(docs / "results" / f"{name}.json", text)
+    write_whole(file, text)
     return write_page(docs, name)
 
 
@@ -168,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
                 run_cells(cells, runner, args.processes, args.minutes, not args.disable_tqdm)
             except RuntimeError as error:
                 failed = error  # what could be measured is worth a report
-        print(f"Written: {write_report(cells, runner, args.docs_dir, command, args.name)}")
+        print(f"Written: {write_report(cells, runner, args.docs_dir, command, args.name, args.add)}")
         if failed is not None:
             raise failed
     except (ValueError, OSError, RuntimeError) as error:

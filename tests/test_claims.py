@@ -109,6 +109,13 @@ class TestPlan:
         control = [one for one in full if one.zoo == "nocue" and one.learned]
         assert {one.condition.name for one in control} == {"paper", "transfer"}
 
+    def test_conditions_by_name(self, claims) -> None:
+        members = {"0": ("llava", "idefics3")}
+        cells = claims.plan.make_plan("full", members, ("ink",), (0,), ["evp", "lora"])
+        assert {cell.condition.name for cell in cells if cell.learned} == {"evp", "lora"}
+        assert {cell.measured for cell in cells if not cell.learned} >= {"ink"}
+        assert {cell.condition.name for cell in cells if not cell.learned} == {"zero"}
+
     def test_what_is_measured_has_its_zero_border(self, claims) -> None:
         full = claims.plan.make_plan("full", self.ZOOS, seeds=(0,))
         zero = {(one.zoo, one.measured) for one in full if one.condition.name == "zero"}
@@ -427,6 +434,39 @@ class TestReport:
         assert "not measured" in text and "built in" in text
         pictures = sorted(path.name for path in (tmp_path / "images").iterdir())
         assert pictures == ["claims_conditions.png", "claims_pairs.png"]
+
+    def test_what_is_there_stays_and_the_rest_is_added(self, claims, tmp_path) -> None:
+        cells, kept = by_hand(claims)
+        kept.settings = claims.experiment.Settings()
+        write = lambda some, **more: claims.script.write_report(some, kept, tmp_path, "python x", "claims", **more)  # noqa: E731
+        write(cells)
+        file = tmp_path / "results" / "claims.json"
+        whole = json.loads(file.read_text())
+        names = [{"zero", "transfer"}, {"zero", "paper", "vp_paper"}]
+        first, second = ([cell for cell in cells if cell.condition.name in some] for some in names)
+        write(first)
+        kept.accuracies = {
+            key: dict.fromkeys(found, 0.9) if key[2] == "transfer" else found for key, found in kept.accuracies.items()
+        }
+        page = write(second, add=True).read_text()
+        found = json.loads(file.read_text())
+        assert sorted(map(str, found["lines"])) == sorted(map(str, whole["lines"]))
+        assert sorted(map(str, found["pairs"])) == sorted(map(str, whole["pairs"]))
+        assert found["claims"] == whole["claims"]
+        # Twelve trainings by the paper's recipe; zero borders were there.
+        assert found["added"][0]["kept"] == 24 == found["kept"] - 30
+        assert "24 of them were added by `python x`." in page
+        write(second, add=True)
+        assert json.loads(file.read_text())["added"] == found["added"]
+        assert claims.script.main(["--page_only", "--docs_dir", str(tmp_path)]) == 0
+        assert (tmp_path / "results_claims.md").read_text() == page
+        kept.settings = claims.experiment.Settings(steps=5)
+        with pytest.raises(ValueError, match=r"was made with .*'steps': 60.*use another --name"):
+            write(second, add=True)
+
+    def test_a_page_of_nothing(self, claims, tmp_path, capsys) -> None:
+        assert claims.script.main(["--page_only", "--docs_dir", str(tmp_path)]) == 1
+        assert "is not there: run the plan first, without --page_only" in capsys.readouterr().err
 
     def test_the_script(self, claims, zoo_folder, tmp_path, capsys) -> None:
         small = ["--steps", "2", "--batch_size", "4", "--n_train", "20", "--n_validation", "20", "--n_test", "20"]

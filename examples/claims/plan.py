@@ -142,8 +142,8 @@ def make_plan(
         zoos (`dict`): The members of every zoo, by its name.
         tasks (`Sequence[str]`, *optional*): The tasks that are learned; `"full"` adds digits and what is only measured.
         seeds (`Sequence[int]`, *optional*): Seeds of the trainings. All zoos come first with the first of them.
-        conditions (`Sequence[str]`, *optional*): Names of those to keep, beside the core's, which all others are
-            compared with. All by default.
+        conditions (`Sequence[str]`, *optional*): Names of those to keep, beside the zero border, which all are compared
+            with. All by default.
 
     Returns:
         `list[Cell]`: Each once.
@@ -166,7 +166,8 @@ def make_plan(
             for part in PARTS:
                 for zoo, members in evidence.items():
                     cells += part(zoo, members, tasks, seed)
-    return [cell for cell in dict.fromkeys(cells) if conditions is None or cell.condition.name in {*CORE, *conditions}]
+    names = CONDITIONS if conditions is None else {"zero", *conditions}
+    return [cell for cell in dict.fromkeys(cells) if cell.condition.name in names]
 
 
 def borders(zoo: str, task: str, seeds: Sequence[int]) -> Iterator[Cell]:

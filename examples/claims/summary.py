@@ -26,6 +26,9 @@ from .search import ZOO as SEARCHED_ZOO
 
 Row = dict[str, Any]
 RESAMPLES = 1000
+# What makes a line, and what a pair, the one that it is.
+LINE = ("condition", "task", "on", "sources", "role", "control")
+PAIR = ("zoo", "task", "on", "condition", "sources", "target")
 
 
 def read_rows(cells: Sequence[Cell], runner: Runner) -> list[Row]:
@@ -162,8 +165,7 @@ def all_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
-    names = ("condition", "task", "on", "sources", "role", "control")
-    return [line(some, **dict(zip(names, what, strict=True))) for what, some in groups.items()]
+    return [line(some, **dict(zip(LINE, what, strict=True))) for what, some in groups.items()]
 
 
 def difference(better: Sequence[Row], worse: Sequence[Row]) -> dict[str, Any] | None:
@@ -298,6 +300,42 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
             for name in dict.fromkeys(row["on"] for row in rows if "+" in row["on"] and row["task"] in tasks)}),
     ]  # fmt: skip
     return [{"claim": claim, "numbers": numbers, "verdict": verdict(numbers.values())} for claim, numbers in made]
+
+
+def add_result(old: Mapping[str, Any], new: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
+    r"""
+    An earlier result with what a later one has beside it; what both have stays as it was.
+
+    Cells of an earlier run need not be at hand any more: a line stands by itself.
+
+    Args:
+        old, new (`Mapping`): Contents of a result file. The old one's `summary` stays.
+        cells (`Sequence[Cell]`): That are kept of the new one.
+
+    Raises:
+        ValueError: If the two were made with other settings.
+    """
+    if old["settings"] != new["settings"]:
+        raise ValueError(
+            f"What is there was made with {old['settings']}, and this is {new['settings']}: use another --name."
+        )
+
+    def missing(part: str, names: Sequence[str]) -> list[dict[str, Any]]:
+        there = {str([one[name] for name in names]) for one in old[part]}
+        return [one for one in new[part] if str([one[name] for name in names]) not in there]
+
+    lines = missing("lines", LINE)
+    added = {(one["condition"], one["task"], one["on"]) for one in lines}
+    kept = sum((cell.condition.name, cell.task, cell.measured) in added for cell in cells)
+    numbers = [{**other["numbers"], **{name: number for name, number in one["numbers"].items() if number}}
+               for one, other in zip(old["claims"], new["claims"], strict=True)]  # fmt: skip
+    more = {"command": new["command"], "kept": kept, "versions": new["versions"]}
+    return {
+        **old, "lines": [*old["lines"], *lines], "pairs": [*old["pairs"], *missing("pairs", PAIR)],
+        "claims": [one | {"numbers": some, "verdict": verdict(some.values())}
+                   for one, some in zip(old["claims"], numbers, strict=True)],
+        "kept": old["kept"] + kept, "added": [*old.get("added", []), *([more] if lines else [])],
+    }  # fmt: skip
 
 
 def verdict(numbers: Iterable[Mapping[str, Any]]) -> str:

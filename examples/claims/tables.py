@@ -172,6 +172,10 @@ def search_table(search: Mapping[str, Any]) -> str:
     return table(["candidate", "held-out", "worst pair", "source"], rows)
 
 
+def _added(runs: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(f"{run['kept']} of them were added by `{run['command']}`. " for run in runs)
+
+
 def _judged_by(search: Mapping[str, Any]) -> str:
     return (
         f"`{search['command']}`: {', '.join(f'`{name}`' for name in search['development'])} of zoo {search['zoo']} only, on "
@@ -207,8 +211,8 @@ def page(result: Mapping[str, Any], searches: Mapping[str, Mapping[str, Any]]) -
     parts = [
         "# The paper's claims, measured\n",
         f"Written by `{result['command']}` from `docs/results/{name}.json`; {result['kept']:,} of the {result['cells']:,} "
-        f"cells of this plan have been run, and tables show those. Zoos {zoos}; seeds of training {seeds}; "
-        f"{settings['steps']} steps of {settings['batch_size']} pictures out of {settings['n_train']}; n = "
+        "cells of this plan have been run, and tables show those. " + _added(result.get("added", ())) +
+        f"Zoos {zoos}; seeds of training {seeds}; {settings['steps']} steps of {settings['batch_size']} pictures out of {settings['n_train']}; n = "
         f"{settings['n_test']} test pictures, used for no choice. Those of zoo 0 were also looked at, with `llava` as "
         "source, while the tasks were being made. Gains are in points over the zero border on the same pictures.\n",
         "*Held-out*: models that a prompt was not learned on, a mean over ordered pairs, seeds and then zoos. The interval "
