@@ -166,8 +166,12 @@ def make_plan(
             for part in PARTS:
                 for zoo, members in evidence.items():
                     cells += part(zoo, members, tasks, seed)
-    names = CONDITIONS if conditions is None else {"zero", *conditions}
-    return [cell for cell in dict.fromkeys(cells) if cell.condition.name in names]
+    if conditions is None:
+        return list(dict.fromkeys(cells))
+    asked = [cell for cell in cells if cell.condition.name in conditions]
+    compared = {(cell.zoo, cell.measured) for cell in asked}
+    zeros = [cell for cell in cells if cell.condition.name == "zero" and (cell.zoo, cell.measured) in compared]
+    return list(dict.fromkeys([*zeros, *asked]))
 
 
 def borders(zoo: str, task: str, seeds: Sequence[int]) -> Iterator[Cell]:
