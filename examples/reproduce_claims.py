@@ -52,10 +52,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, help="of the trainings (default: 0 1 2; of a search 0 1)")
     parser.add_argument("--processes", type=int, default=1, help="cells at a time, one thread each")
     parser.add_argument("--minutes", type=float, help="begin no further cell after this time")
-    parser.add_argument("--search", action="store_true", help="search the transfer recipe instead")
-    parser.add_argument("--ideas", action="store_true", help="judge instead what the package does not have")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--search", action="store_true", help="search the transfer recipe instead")
+    instead.add_argument("--ideas", action="store_true", help="judge instead what the package does not have")
     parser.add_argument("--dry_run", action="store_true", help="print what would be run, and run nothing")
-    parser.add_argument("--report_only", action="store_true", help="run nothing, write the page from what is kept")
+    instead.add_argument("--report_only", action="store_true", help="run nothing, write the page from what is kept")
     parser.add_argument(
         "--page_only", action="store_true", help="write page and charts again from the JSON file alone"
     )
@@ -109,6 +110,8 @@ def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, na
     }  # fmt: skip
     file = docs / "results" / f"{name}.json"
     if add:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is not there, so there is nothing to add to: run without --add.")
         result = add_result(json.loads(file.read_text()), result, kept)
     parts = {key: value for key, value in result.items() if key != "pairs"}
     # A line per pair: thousands of them, and a change of one is a change of one line.
@@ -161,6 +164,13 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         members = {name: Zoo(folder).members for name, folder in runner.folders.items()}
         cells = make_plan(args.plan, members, args.tasks, args.seeds, args.conditions)
+        unplanned = sorted(set(args.conditions or ()) - {cell.condition.name for cell in cells})
+        if unplanned:
+            raise ValueError(f"The plan {args.plan!r} has no {', '.join(unplanned)}: try --plan full.")
+        if args.conditions and not (args.add or args.dry_run or args.name != "claims"):
+            raise ValueError(
+                "A part of the plan would replace the results of all of it: give --add, or another --name."
+            )
         if args.dry_run:
             kept = sum(not runner.missing(cell, runner.read(cell)) for cell in sorted(cells, key=lambda c: c.zoo))
             print("\n".join(map(describe, cells)))

@@ -80,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         script, args = parser.parse_args_into_dataclasses(flags(PAPER_RECIPE) + argv)
 
     # 2. Data: any dataset, no code.
+    if script.eval_share and script.streaming:
+        raise ValueError("`eval_share` needs all rows, and `streaming` reads one after another: give `eval_split`.")
     columns = ("image_column", "answer_column", "question_column", "question", "candidates", "caption", "flip")
     given = {"dataset_name": script.dataset_name, "revision": script.dataset_revision}
     given |= {name: getattr(script, name) for name in columns}
@@ -87,8 +89,6 @@ def main(argv: list[str] | None = None) -> None:
     evaluation = None
     if script.eval_split is not None:
         evaluation, _ = load_rows(script.task, script.dataset, script.eval_split, **given)
-    elif script.eval_share and script.streaming:
-        raise ValueError("`eval_share` needs all rows, and `streaming` reads one after another: give `eval_split`.")
     elif script.eval_share:
         parts = train.train_test_split(test_size=script.eval_share, seed=args.data_seed or args.seed)
         train, evaluation = parts["train"], parts["test"]

@@ -465,6 +465,15 @@ class TestReport:
         with pytest.raises(ValueError, match=r"was made with .*'steps': 60.*use another --name"):
             write(second, add=True)
 
+    def test_a_part_of_a_plan(self, claims, zoo_folder, tmp_path, capsys) -> None:
+        words = ["--zoo", str(zoo_folder), "--docs_dir", str(tmp_path), "--output_dir", str(tmp_path), "--conditions"]
+        assert claims.script.main([*words, "evp", "transfer"]) == 1
+        assert "The plan 'core' has no evp: try --plan full." in capsys.readouterr().err
+        assert claims.script.main([*words, "transfer"]) == 1
+        assert "would replace the results of all of it: give --add" in capsys.readouterr().err
+        assert claims.script.main([*words, "transfer", "--add", "--report_only"]) == 1
+        assert "No cell of this plan is kept" in capsys.readouterr().err
+
     def test_a_page_of_nothing(self, claims, tmp_path, capsys) -> None:
         assert claims.script.main(["--page_only", "--docs_dir", str(tmp_path)]) == 1
         assert "is not there: run the plan first, without --page_only" in capsys.readouterr().err

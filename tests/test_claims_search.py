@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from tiny_training import new_prompt
 
 from transferable_vp import Objective, Step
 from transferable_vp.answers import SurrogateOutput
+from transferable_vp.bundled import bundled
 
 
 PAIR = ("llava", "paligemma")
@@ -75,9 +77,10 @@ class TestIdeas:
         changed.sum().backward()
         assert torch.equal(canvas.grad, torch.ones_like(canvas))
 
-    def test_layers_of_the_image_encoder(self, claims, runner) -> None:
-        for name in PAIR:
-            source = runner.zoo("0").surrogate(name)
+    def test_layers_of_the_image_encoder(self, claims) -> None:
+        zoo = claims.experiment.Zoo(bundled("zoo"))
+        for name in claims.search.DEVELOPMENT:
+            source = zoo.surrogate(name)
             config = source.config.vision_config
             assert len(claims.ideas.tower_layers(source)) == config.num_hidden_layers > 1
 
@@ -126,22 +129,26 @@ class TestIdeas:
         (expected,) = torch.autograd.grad(losses.log().sum() * losses.mean().detach() / 2, logits)
         torch.testing.assert_close(found, expected)
 
-    def test_a_sharpness_aware_step_is_taken_from_where_it_began(self, claims, runner) -> None:
-        condition = claims.plan.Condition(
-            "s", "s", overrides=claims.plan.PLAIN | {"sharpness": 2.0, "learning_rate": 1e-9}
-        )
-        made = claims.plan.Cell("0", "ink", condition, ("llava",))
+    def test_a_sharpness_aware_step_is_by_the_gradient_uphill(self, claims, runner, monkeypatch) -> None:
+        seen: list[tuple[float, torch.Tensor, torch.Tensor]] = []
+        plain_step = claims.ideas.TransferableVisualPromptTrainer.training_step
+
+        def noted(trainer: Any, model: Any, *args: Any) -> torch.Tensor:
+            before = model.delta.detach().clone()
+            loss = plain_step(trainer, model, *args)
+            seen.append((loss.item(), before, model.delta.grad.clone()))
+            return loss
+
+        monkeypatch.setattr(claims.ideas.TransferableVisualPromptTrainer, "training_step", noted)
+        overrides = claims.plan.PLAIN | {"sharpness": 2.0, "learning_rate": 1e-9}
+        made = claims.plan.Cell("0", "ink", claims.plan.Condition("s", "s", overrides=overrides), ("llava",))
         prompt, _ = claims.experiment.learn_prompt(made, runner.zoo("0"), runner.settings)
+        (_, start, gradient), (_, above, _) = seen[:2]
+        uphill = above - start
+        assert len(seen) == 2 * runner.settings.steps and uphill.norm().item() == pytest.approx(2, abs=1e-4)
+        assert torch.nn.functional.cosine_similarity(uphill.flatten(), gradient.flatten(), dim=0) > 0.999
         # The way uphill and back is no part of the step.
         assert prompt.delta.abs().max() < 1e-6
-        deltas = []
-        for sharpness in (1e-6, 2.0):
-            overrides = claims.plan.PLAIN | {"sharpness": sharpness}
-            again = claims.plan.Cell("0", "ink", claims.plan.Condition("s", "s", overrides=overrides), ("llava",))
-            deltas.append(claims.experiment.learn_prompt(again, runner.zoo("0"), runner.settings)[0].delta)
-        plain = claims.plan.Cell("0", "ink", claims.plan.Condition("p", "p", overrides=claims.plan.PLAIN), ("llava",))
-        expected = claims.experiment.learn_prompt(plain, runner.zoo("0"), runner.settings)[0].delta
-        assert (deltas[0] - expected).abs().mean() < 1e-3 < (deltas[1] - expected).abs().mean()
 
     def test_the_proxy_chooses_among_prompts_on_the_way(self, claims, runner, monkeypatch) -> None:
         monkeypatch.setattr(claims.ideas, "SNAPSHOT_STEPS", 1)
@@ -171,7 +178,10 @@ class TestIdeas:
         )
         result = search.run_ideas()
         names = ["transfer", *(f"transfer {idea}" for idea in claims.search.IDEAS)]
-        assert [one["name"] for one in result["candidates"]] == names and result["chosen"] in names
+        assert [one["name"] for one in result["candidates"]] == names
+        gains = {one["name"]: one["heldout"] for one in result["candidates"]}
+        best = max(gains, key=lambda name: gains[name])
+        assert result["chosen"] == (best if gains[best] > gains["transfer"] + claims.search.MARGIN else "transfer")
         text = claims.tables.page(a_result(claims), {"ideas": result | {"command": "python x"}})
         assert "## Ideas that the package does not have" in text and "| transfer jpeg=30 |" in text
 

@@ -311,8 +311,14 @@ class TestCollator:
             ExampleCollator(self.TASK)(rows)
 
     def test_a_batch_of_bad_images_only(self) -> None:
-        batch = ExampleCollator(self.TASK, skip_bad_images=True)([{"image": TRUNCATED, "answer": 0}] * 2)
-        assert batch == {"images": [], "questions": [], "answers": [], "captions": [], "skipped": 2}
+        collator, bad = ExampleCollator(self.TASK, skip_bad_images=True), [{"image": TRUNCATED, "answer": 0}] * 2
+        with pytest.raises(BadImageError, match="None of the 2 images of the first batch can be read"):
+            collator(bad)
+        before = collator(self.ROWS)
+        for _ in range(2):
+            batch = collator(bad)
+            assert batch["images"] == before["images"][-1:] and batch["answers"] == before["answers"][-1:]
+            assert batch["skipped"] == 2
 
     def test_a_bad_label_is_not_a_bad_image(self) -> None:
         with pytest.raises(ValueError, match="outside the 2 classes"):

@@ -387,25 +387,6 @@ class TestScale:
         torch.testing.assert_close(runs[0][0], runs[1][0], rtol=0, atol=1e-4)
         assert runs[0][0].abs().max() > 0.05
 
-    def test_questions_of_all_lengths_come_in_one_shape(self, tmp_path: Path) -> None:
-        questions = ["What?", "What is it, if it is anything?", "What is it?", "Which of the three?"] * 3
-        data = [row | {"question": question} for row, question in zip(rows(12), questions, strict=True)]
-        shapes = []
-        for multiple in (1, 64):
-            model = Surrogate(*tiny.build("llava"))
-            seen: list[torch.Size] = []
-            model.model.register_forward_pre_hook(
-                lambda _, args, kwargs, seen=seen: seen.append(kwargs["input_ids"].shape), with_kwargs=True
-            )
-            task = Task(answer_column="label", candidates=NAMES, question_column="question")
-            trainer = make_trainer(
-                tmp_path, surrogates=model, train_dataset=data, task=task, fca_weight=0.0, pad_to_multiple_of=multiple,
-                per_device_train_batch_size=1, max_steps=4, train_sampling_strategy="sequential",
-            )  # fmt: skip
-            trainer.train()
-            shapes.append(set(seen))
-        assert len(shapes[0]) > 1 and len(shapes[1]) == 1
-
     def test_a_surrogate_in_half_precision(self, pair: Callable[[str], Any], tmp_path: Path) -> None:
         model, processor = pair("llava")
         gradients = []

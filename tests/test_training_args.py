@@ -88,7 +88,6 @@ def test_a_recipes_rate_belongs_to_its_rule(tmp_path: Path) -> None:
         ({"task_weight": -1.0}, "`task_weight` is -1.0; a weight cannot be negative, 0 turns it off"),
         ({"fca_weight": -0.1}, "`fca_weight` is -0.1; a weight cannot be negative"),
         ({"tse_weight": -0.1}, "`tse_weight` is -0.1; a weight cannot be negative"),
-        ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` is 0; it must be 1 .no padding. or more"),
     ],
 )
 def test_refused(given: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numbers
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -209,11 +209,16 @@ class ExampleCollator:
     Args:
         task ([`Task`]): How to read a row.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
-            Whether to leave out images that cannot be read. The lists may then be empty.
+            Whether to leave out images that cannot be read. A batch of nothing else is the last image that could be:
+            every process has something to run, as they wait for each other.
+
+    Raises:
+        BadImageError: If an image cannot be read; with `skip_bad_images`, if none before it and none of its batch can be.
     """
 
     task: Task
     skip_bad_images: bool = False
+    _last: list[Example] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         examples, skipped = [], 0
@@ -224,6 +229,10 @@ class ExampleCollator:
                 if not self.skip_bad_images:
                     raise
                 skipped += 1
+        examples = examples or self._last
+        if not examples:
+            raise BadImageError(f"None of the {len(rows)} images of the first batch can be read.")
+        self._last = examples[-1:]
         return {
             "images": [e.image for e in examples],
             "questions": [e.question for e in examples],

@@ -87,7 +87,8 @@ FAMILIES = {
     ),
     "idefics": Family(
         "its processor writes the placeholder where the image stands in one list of images and texts, its text looks "
-        "at the image through a mask with a row per token, and the features come by no call of `get_image_features`",
+        "at the image through a mask with a row per token, and the features come by no call of `get_image_features`; one "
+        "without a resampler, as none is published, has none for FCA",
         places_image=True,
         flat_images=True,
         features_module="perceiver_resampler",

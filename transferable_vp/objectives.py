@@ -26,9 +26,10 @@ class Step:
         questions, answers, captions (`Sequence[str]`): One per image.
         outputs (`list[SurrogateOutput]`): One per surrogate, all of this canvas.
         clean_features (`list[torch.Tensor]`): One per surrogate, the image features of the same images in a black
-            border, without a graph; empty unless an objective has `needs_features`. With `fca_fraction` below 1, these
-            and the features of `outputs` are of the images that were drawn for this step.
+            border, without a graph; empty unless an objective has `needs_features`.
         unbounded (`bool`): Whether the prompt's values are those of the paper, which no image can carry.
+        compared (`Sequence[int]`): The images that `clean_features`, and the features of `outputs`, are of: all, or with
+            `fca_fraction` below 1 those that were drawn for this step.
     """
 
     canvas: torch.Tensor | Sequence[torch.Tensor]
@@ -38,6 +39,7 @@ class Step:
     outputs: list[SurrogateOutput]
     clean_features: list[torch.Tensor]
     unbounded: bool = False
+    compared: Sequence[int] = ()
 
 
 class Objective(NamedTuple):

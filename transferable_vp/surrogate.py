@@ -52,6 +52,11 @@ class Surrogate:
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether to recompute layers in the backward pass instead of keeping their activations.
 
+    Attributes:
+        pad_to_multiple_of (`int`):
+            1, or a number of tokens of which the lengths of all texts are made multiples. The model then meets few shapes,
+            for each of which `torch.compile` compiles it once; its head runs at up to so many more positions.
+
     Raises:
         ValueError: If `prompt_template` has no place for the question.
     """
@@ -91,7 +96,6 @@ class Surrogate:
         self._recorder = FeatureRecorder(model, self.family.features_module)
         self._recomputed: list[Any] = []
         self.is_sharded = False
-        # Of texts with their answers; the trainer sets it.
         self.pad_to_multiple_of = 1
         if gradient_checkpointing:
             self.enable_gradient_checkpointing()
@@ -288,6 +292,8 @@ class Surrogate:
         texts = [self.text(question) for question in questions]
         arguments: dict[str, Any] = {"images": nested, "text": texts, "padding": True, "return_tensors": "pt",
                                      **(self.family.processor_kwargs or {})}  # fmt: skip
+        if self.pad_to_multiple_of > 1:
+            arguments["pad_to_multiple_of"] = self.pad_to_multiple_of
         bos = self.tokenizer.bos_token
         if bos is not None and texts[0].startswith(bos):
             # A chat template that writes the beginning token itself must not get a second one.

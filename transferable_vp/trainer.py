@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .clean_features import CleanFeatures
 from .configuration import TransferableVisualPromptConfig
-from .data import BadImageError, ExampleCollator, Task, undecoded
+from .data import ExampleCollator, Task, undecoded
 from .diversity import InputDiversity
 from .evaluation import evaluate
 from .modeling import TransferableVisualPrompt
@@ -35,7 +35,6 @@ from .training_args import TransferableVisualPromptTrainingArguments
 logger = logging.getLogger(__name__)
 
 MOST_OVERFLOWS = 50
-MOST_EMPTY_BATCHES = 10
 
 
 def _refuse_other_splitting(args: TransferableVisualPromptTrainingArguments) -> None:
@@ -74,8 +73,8 @@ class TransferableVisualPromptTrainer(HubTrainer):
         kwargs: Further arguments of [`~transformers.Trainer`], such as `callbacks` or `optimizers`.
 
     Raises:
-        ValueError: If TSE has a weight but no CLIP, if there is no surrogate, a column is missing, or accelerate is to
-            split the prompt (its DeepSpeed and FSDP types).
+        ValueError: If TSE has a weight but no CLIP, if there is no surrogate, a column is missing, `fca_fraction` is below
+            1 for a native canvas, or accelerate is to split the prompt (its DeepSpeed and FSDP types).
         TypeError: If a surrogate's image processor passes no gradient.
 
     Example:
@@ -164,14 +163,12 @@ class TransferableVisualPromptTrainer(HubTrainer):
         # images cannot be split. `accelerate launch` uses them all.
         args._n_gpu = min(args.n_gpu, 1)
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
-        self._count = self._skipped = self._overflows = self._empty = 0
+        self._count = self._skipped = self._overflows = 0
         self._hooked: Any = None
         self._clean_features = CleanFeatures(self.surrogates, args.clean_features_cache * 1e9)
         if args.shard_surrogates:
             for surrogate in self.surrogates:
                 surrogate.shard(args.device, args.shard_backend)
-        for surrogate in self.surrogates:
-            surrogate.pad_to_multiple_of = args.pad_to_multiple_of
         if args.surrogate_gradient_checkpointing:
             for surrogate in self.surrogates:
                 surrogate.enable_gradient_checkpointing()
@@ -194,13 +191,8 @@ class TransferableVisualPromptTrainer(HubTrainer):
 
         Raises:
             FloatingPointError: If an objective is not finite, naming it and the step.
-            BadImageError: If no image of many batches on end can be read, with `skip_bad_images`.
         """
         images = inputs["images"]
-        self._empty = 0 if images else self._empty + 1
-        if not images:
-            loss = self._empty_loss(model, inputs["skipped"])
-            return (loss, None) if return_outputs else loss
         if self.task.flip and model.training:
             # Upright first: mirrored as they are stored, photos of a camera held sideways would be upside down.
             images = [ImageOps.mirror(ImageOps.exif_transpose(i)) if torch.rand(()) < 0.5 else i for i in images]
@@ -217,8 +209,8 @@ class TransferableVisualPromptTrainer(HubTrainer):
         if seed is not None:
             canvas = self.diversity(canvas, seed, unbounded)
         step = Step(canvas, questions, answers, inputs["captions"], [], [], unbounded)
-        compared = self._compared(len(images)) if with_features and model.training else range(len(images))
-        asked = [questions[row] for row in compared]
+        compared = self._rows_for_fca(len(images)) if with_features and model.training else range(len(images))
+        asked, step.compared = [questions[row] for row in compared], compared
         if with_features and seed is not None:
             with torch.no_grad():
                 # Of all images: what is drawn for one depends on those before it.
@@ -240,17 +232,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
             self._skipped += inputs["skipped"]
         return (loss, step) if return_outputs else loss
 
-    def _empty_loss(self, model: Any, skipped: int) -> torch.Tensor:
-        """The loss of a batch of which no image can be read: 0, by the way that other processes go."""
-        if self._empty == MOST_EMPTY_BATCHES:
-            raise BadImageError(
-                f"None of the images of {self._empty} batches on end can be read: is the image column the right one, and "
-                "are the files there?"
-            )
-        self._skipped += skipped
-        return 0 * model([Image.new("RGB", (8, 8))])[0].sum()
-
-    def _compared(self, batch: int) -> Sequence[int]:
+    def _rows_for_fca(self, batch: int) -> Sequence[int]:
         """The images of a batch that FCA compares in this step; from the generator that checkpoints keep."""
         if self.args.fca_fraction == 1:
             return range(batch)
@@ -307,7 +289,7 @@ class TransferableVisualPromptTrainer(HubTrainer):
                     "`resume_from_checkpoint`."
                 )
         self._sums.clear()
-        self._count = self._skipped = self._empty = 0
+        self._count = self._skipped = 0
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

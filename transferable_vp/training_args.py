@@ -58,8 +58,9 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
         task_weight (`float`, *optional*, defaults to 1.0): Weight of the answers' cross-entropy.
         fca_weight (`float`, *optional*, defaults to 0.0): Weight of Feature Consistency Alignment (paper: 0.005).
         fca_fraction (`float`, *optional*, defaults to 1.0):
-            Fraction, above 0, of every batch's images that FCA compares, drawn anew in each step. The clean side, an image
-            encode of its own, costs that fraction; the term keeps its mean and gets noisier. Not for `canvas="native"`.
+            Fraction, above 0, of every batch's images that FCA compares, drawn anew in each step; rounded, at least one. The
+            clean side, an image encode of its own, costs that fraction; the term keeps its mean and gets noisier.
+            Evaluation compares all. Not for `canvas="native"`.
         tse_weight (`float`, *optional*, defaults to 0.0):
             Weight of Task Semantics Enrichment, which needs a CLIP (paper: 0.001).
         block_size (`int`, *optional*):
@@ -81,9 +82,6 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
             Whether to leave out images that cannot be read instead of stopping. They are counted in the log.
         surrogate_gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether the surrogates' layers are recomputed in the backward pass to save memory.
-        pad_to_multiple_of (`int`, *optional*, defaults to 1):
-            Of which the lengths of texts are made multiples, in tokens. Batches then come in few shapes, for each of which
-            `torch.compile` compiles a surrogate once.
         shard_surrogates (`bool`, *optional*, defaults to `False`):
             Whether the surrogates' layers are split over all processes, for models that do not fit one GPU. Load them on
             the CPU; the trainer moves the shards. The prompt itself is never split.
@@ -151,9 +149,6 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
     surrogate_gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute the surrogates' layers in the backward pass to save memory."}
     )
-    pad_to_multiple_of: int = field(
-        default=1, metadata={"help": "Pad texts to multiples of so many tokens, for surrogates in torch.compile."}
-    )
     shard_surrogates: bool = field(
         default=False, metadata={"help": "Split the surrogates' layers over all processes."}
     )
@@ -199,8 +194,6 @@ class TransferableVisualPromptTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`fca_fraction` is {self.fca_fraction}; it must be above 0 and at most 1. `fca_weight=0` turns FCA off."
             )
-        if self.pad_to_multiple_of < 1:
-            raise ValueError(f"`pad_to_multiple_of` is {self.pad_to_multiple_of}; it must be 1 (no padding) or more.")
         if self.block_size is not None and self.block_size < 1:
             raise ValueError(f"`block_size` is {self.block_size}; it must be 1 (every pixel by itself) or more.")
         if self.clean_features_cache < 0:

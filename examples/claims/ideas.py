@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ SNAPSHOT_STEPS = 10
 
 class Jpeg:
     r"""
-    Every canvas through a JPEG file of random quality, in place of [`InputDiversity`]; the gradient passes it by.
+    Every canvas through a JPEG file of random quality; in place of [`InputDiversity`], and the gradient passes it by.
 
     Args:
         worst (`int`): The lowest quality, 1 to 95; drawn between this and 95 for each canvas.
@@ -127,7 +127,8 @@ def balanced_loss(step: Step) -> torch.Tensor:
 
 
 class SharpnessAware(TransferableVisualPromptTrainer):
-    """Steps by the gradient at the point `sharpness` uphill (an L2 distance over all learned pixels): twice the work."""
+    """Steps by the gradient at the point `sharpness` uphill, an L2 distance of the prompt pixel by pixel, also where steps are
+    taken in blocks: twice the work. One process, no accumulation."""
 
     sharpness: float
 
@@ -201,11 +202,9 @@ class Ideas:
         snapshots = Snapshots(trainer.model) if self.taken.get("stopped_by_proxy") else None
         if snapshots is not None:
             trainer.add_callback(snapshots)
-        if self.layers is not None:
-            with self.layers.listening():
-                yield snapshots
-        elif "model_noise" in self.taken:
-            with noisy(self.sources, self.taken["model_noise"]):
-                yield snapshots
-        else:
+        with ExitStack() as hooks:
+            if self.layers is not None:
+                hooks.enter_context(self.layers.listening())
+            if "model_noise" in self.taken:
+                hooks.enter_context(noisy(self.sources, self.taken["model_noise"]))
             yield snapshots

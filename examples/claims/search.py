@@ -30,7 +30,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "fca_share": (0.1, 1.0),
     "tse_share": (0.1, 1.0),
 }
-# What `ideas.py` has, tried at one strength each on top of what was searched before it and of what that search chose.
+# Beyond the axes: what `ideas.py` has, and Adam without momentum, each at one strength.
 IDEAS: dict[str, dict[str, Any]] = {
     "jpeg=30": {"jpeg": 30},
     "model_noise=0.1": {"model_noise": 0.1},
@@ -159,7 +159,8 @@ class Search:
         """Every idea on top of every base, on single sources; and with two sources, losses as they are and balanced.
 
         Returns:
-            `dict`: As of [`~Search.run`]; `chosen` is the base that was, or what is better by more than the margin.
+            `dict`: As of [`~Search.run`] without the arguments; `chosen` is the transfer recipe, or what is better than it
+                by more than the margin.
         """
         names = {f"{base} {idea}": some | more for base, some in BASES.items() for idea, more in IDEAS.items()}
         found = {one.name: one for one in self.judge(BASES | names)}

@@ -306,7 +306,8 @@ def add_result(old: Mapping[str, Any], new: Mapping[str, Any], cells: Sequence[C
     r"""
     An earlier result with what a later one has beside it; what both have stays as it was.
 
-    Cells of an earlier run need not be at hand any more: a line stands by itself.
+    Cells of an earlier run need not be at hand any more: a line stands by itself. That the zoos of one name are the same
+    zoos, nobody checks.
 
     Args:
         old, new (`Mapping`): Contents of a result file. The old one's `summary` stays.
@@ -324,14 +325,20 @@ def add_result(old: Mapping[str, Any], new: Mapping[str, Any], cells: Sequence[C
         there = {str([one[name] for name in names]) for one in old[part]}
         return [one for one in new[part] if str([one[name] for name in names]) not in there]
 
+    def of_cell(cell: Cell) -> tuple[Any, ...]:
+        return cell.condition.name, cell.task, cell.measured, len(cell.sources), cell.zoo.startswith(CONTROL)
+
     lines = missing("lines", LINE)
-    added = {(one["condition"], one["task"], one["on"]) for one in lines}
-    kept = sum((cell.condition.name, cell.task, cell.measured) in added for cell in cells)
+    added = {(one["condition"], one["task"], one["on"], one["sources"], one["control"]) for one in lines}
+    kept = sum(of_cell(cell) in added for cell in cells)
+    # Of lines that stay, no pair of another zoo may come beside those that the means are of.
+    conditions = {(one["condition"], one["task"], one["on"]) for one in lines}
+    pairs = [one for one in missing("pairs", PAIR) if (one["condition"], one["task"], one["on"]) in conditions]
     numbers = [{**other["numbers"], **{name: number for name, number in one["numbers"].items() if number}}
                for one, other in zip(old["claims"], new["claims"], strict=True)]  # fmt: skip
     more = {"command": new["command"], "kept": kept, "versions": new["versions"]}
     return {
-        **old, "lines": [*old["lines"], *lines], "pairs": [*old["pairs"], *missing("pairs", PAIR)],
+        **old, "lines": [*old["lines"], *lines], "pairs": [*old["pairs"], *pairs],
         "claims": [one | {"numbers": some, "verdict": verdict(some.values())}
                    for one, some in zip(old["claims"], numbers, strict=True)],
         "kept": old["kept"] + kept, "added": [*old.get("added", []), *([more] if lines else [])],
