@@ -156,7 +156,7 @@ class Search:
         return self._described() | chosen | {"candidates": [vars(one) for one in self.judged]}
 
     def run_ideas(self) -> dict[str, Any]:
-        """Every idea on top of every base, on single sources; and with two sources, losses as they are and balanced.
+        """Every idea on top of every base, on single sources; and `plain` on two, their losses as they are and balanced.
 
         Returns:
             `dict`: As of [`~Search.run`] without the arguments; `chosen` is the transfer recipe, or what is better than it
@@ -166,9 +166,8 @@ class Search:
         found = {one.name: one for one in self.judge(BASES | names)}
         best = max(found.values(), key=lambda one: one.heldout)
         chosen = found["transfer"] if best.heldout <= found["transfer"].heldout + MARGIN else best
-        pairs = {f"{base}, 2 sources": some for base, some in BASES.items()}
-        pairs |= {f"{base} balanced, 2 sources": some | {"balanced": True} for base, some in BASES.items()}
-        self.judge(pairs, size=2)
+        # Not of the transfer recipe, to which a second source adds next to nothing.
+        self.judge({"plain, 2 sources": PLAIN, "plain balanced, 2 sources": PLAIN | {"balanced": True}}, size=2)
         return self._described() | {"chosen": chosen.name, "candidates": [vars(one) for one in self.judged]}
 
     def _described(self) -> dict[str, Any]:
