@@ -3,8 +3,8 @@
 From work on adversarial examples that transfer, where a picture is learned on one model to move others: JPEG before the
 model ([Das et al., 2018](https://arxiv.org/abs/1802.06816)), noise in the model, sharpness-aware steps ([Foret et al.,
 ICLR 2021](https://arxiv.org/abs/2010.01412)), features of several layers ([Huang et al., ICCV
-2019](https://arxiv.org/abs/1907.10823)), and losses of several sources made equally large. None has proved worth a place
-in the package; `docs/results_claims.md` has the numbers.
+2019](https://arxiv.org/abs/1907.10823)), and losses of several sources made equally large. None adds to the transfer
+recipe (`docs/results_claims.md`), which is why they are here and not in the package.
 """
 
 from __future__ import annotations

@@ -334,7 +334,8 @@ def add_result(old: Mapping[str, Any], new: Mapping[str, Any], cells: Sequence[C
     # Of lines that stay, no pair of another zoo may come beside those that the means are of.
     conditions = {(one["condition"], one["task"], one["on"]) for one in lines}
     pairs = [one for one in missing("pairs", PAIR) if (one["condition"], one["task"], one["on"]) in conditions]
-    numbers = [{**other["numbers"], **{name: number for name, number in one["numbers"].items() if number}}
+    numbers = [one["numbers"] | {name: number for name, number in other["numbers"].items()
+                                 if number and not one["numbers"].get(name)}
                for one, other in zip(old["claims"], new["claims"], strict=True)]  # fmt: skip
     more = {"command": new["command"], "kept": kept, "versions": new["versions"]}
     return {
