@@ -49,9 +49,14 @@ class Jpeg:
 
 def compressed(picture: torch.Tensor, quality: int) -> np.ndarray:
     """float32 `(3, height, width)` in [0, 1]: the picture as it comes back from a JPEG file."""
+    return np.asarray(through_jpeg(to_pil(picture), quality), np.float32).transpose(2, 0, 1) / 255
+
+
+def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """The picture as it comes back from a JPEG file."""
     file = io.BytesIO()
-    to_pil(picture).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file), np.float32).transpose(2, 0, 1) / 255
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
 
 
 def tower_layers(source: Surrogate) -> nn.ModuleList:
@@ -78,8 +83,9 @@ class LayerConsistency:
     needs_features = True
 
     def __init__(self, sources: Sequence[Surrogate]) -> None:
-        self.layers = [list(tower_layers(source)) for source in sources]
-        self.seen: dict[nn.Module, list[torch.Tensor]] = {layer: [] for some in self.layers for layer in some}
+        self.seen: dict[nn.Module, list[torch.Tensor]] = {
+            layer: [] for source in sources for layer in tower_layers(source)
+        }
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -161,10 +167,7 @@ class Snapshots(TrainerCallback):
 def disturbed(image: Image.Image, seed: int) -> Image.Image:
     """A prompted picture as the proxy shows it: up to three pixels aside, and through a JPEG file of quality 50."""
     down, right = np.random.default_rng(seed).integers(-3, 4, 2)
-    pixels = np.roll(np.asarray(image), (down, right), (0, 1))
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=50)
-    return Image.open(file).convert("RGB")
+    return through_jpeg(Image.fromarray(np.roll(np.asarray(image), (down, right), (0, 1))), quality=50)
 
 
 class Ideas:

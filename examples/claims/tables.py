@@ -18,8 +18,8 @@ IDEAS_TEXT = (
     "(`examples/claims/ideas.py`): every canvas through a JPEG file of quality 30 to 95; noise in every layer of the image "
     "encoder, a tenth as strong as what it is added to; Adam without its momentum; steps by the gradient at a point 2 "
     "uphill (sharpness-aware); FCA in every layer of the image encoder, relative to its states; the prompt of every tenth "
-    "step, chosen by how well the source reads validation pictures that are moved and compressed; and, with two sources, "
-    "their losses made equally large."
+    "step, chosen by how well the source reads validation pictures that are moved and compressed. Two sources, their losses "
+    "as they are or made equally large, are tried on `plain` only."
 )
 
 
