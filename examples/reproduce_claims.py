@@ -3,13 +3,14 @@
     python examples/reproduce_claims.py --zoo zoo /work/zoo_seeds/1 /work/zoo_seeds/2 --plan core --processes 2
     python examples/reproduce_claims.py --zoo zoo --search --processes 2      # what the transfer recipe is to be
     python examples/reproduce_claims.py --zoo zoo --ideas --processes 2       # what else might have been in it
-    python examples/reproduce_claims.py --zoo zoo ... --plan full --conditions evp lora --add
+    python examples/reproduce_claims.py --zoo zoo ... --plan full --conditions evp lora
 
 Zoos are folders with a checkpoint per member, made by `python zoo/train.py --zoo_seed N`; the name of a folder is that of
 its zoo, that of the shipped one is 0, and names that begin with "nocue" are the control. Every training is a cell, kept in
-a file under --output_dir; a second run reads what is there. Writes docs/results/claims.json, docs/results_claims.md and
-two charts (with --search, docs/results/claims_search.json, with --ideas claims_ideas.json), all of them under another
-name with --name. Only validation pictures choose; test pictures are measured.
+a file under --output_dir; a second run reads what is there. What was measured goes to docs/results/claims_cells.jsonl,
+beside what is in it, and of that are made claims.json, docs/results_claims.md and two charts (--search writes
+docs/results/claims_search.json, --ideas claims_ideas.json), all of them under another name with --name. Only validation
+pictures choose; test pictures are measured.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from typing import Any
 import torch
 from claims.charts import save_conditions, save_pairs
 from claims.data import TASKS
+from claims.earlier import earlier_rows, with_earlier
 from claims.experiment import Runner, Settings, Zoo, describe, run_cells, write_whole
 from claims.plan import CONDITIONS, CORE, TASKS_OF_THE_MEAN, Cell, make_plan
+from claims.records import Records
 from claims.search import ZOO as SEARCHED_ZOO
 from claims.search import Search, format_search, save_search
-from claims.summary import add_result, all_lines, claims, read_rows, summarize
+from claims.summary import all_lines, claims, read_rows, summarize
 from claims.tables import page
 
 from transferable_vp.bundled import bundled
@@ -47,7 +50,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--conditions", nargs="+", choices=tuple(CONDITIONS), help="of the plan, beside the zero border (default: all)"
     )
-    parser.add_argument("--add", action="store_true", help="to the results that are there, whose cells may be gone")
     parser.add_argument("--name", default="claims", help="of the files that are written (default: %(default)s)")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the trainings (default: 0 1 2; of a search 0 1)")
     parser.add_argument("--processes", type=int, default=1, help="cells at a time, one thread each")
@@ -58,7 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry_run", action="store_true", help="print what would be run, and run nothing")
     instead.add_argument("--report_only", action="store_true", help="run nothing, write the page from what is kept")
     parser.add_argument(
-        "--page_only", action="store_true", help="write page and charts again from the JSON file alone"
+        "--page_only", action="store_true", help="do the sums and the page again, of the records alone"
     )
     parser.add_argument("--output_dir", type=Path, default=Path("runs/claims"), help="where cells are kept")
     parser.add_argument("--docs_dir", type=Path, default=Path("docs"), help="where results go")
@@ -96,42 +98,46 @@ def short(row: dict[str, Any]) -> dict[str, Any]:
     return {key: rounded.get(key, value) for key, value in row.items() if key != "differences"}
 
 
-def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, name: str, add: bool = False) -> Path:
-    """Writes `results/NAME.json`, the page `results_NAME.md` and the charts; with `add`, what is there stays."""
-    rows = read_rows(cells, runner)
-    if not rows:
+def write_report(cells: list[Cell], runner: Runner, docs: Path, command: str, name: str) -> Path:
+    """Puts what is kept of the plan beside the records that are there, and writes all that is made of them."""
+    records = Records(docs / "results" / f"{name}_cells.jsonl")
+    kept = records.add(cells, runner)
+    if not kept:
         raise ValueError(f"No cell of this plan is kept under {runner.output}: run it first.")
-    kept = [cell for cell in sorted(cells, key=lambda one: one.zoo) if runner.read(cell) is not None]
-    result = {
-        "summary": summarize(rows), "claims": claims(rows), "lines": all_lines(rows), "settings": asdict(runner.settings),
-        "name": name, "command": command, "cells": len(cells), "kept": len(kept), "versions": versions(),
+    records.add_run({
+        "command": command, "cells": len(cells), "kept": kept, "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, one thread a process, torch {torch.__version__}",
-        "pairs": list(map(short, filter(is_shown, rows))),
-    }  # fmt: skip
-    file = docs / "results" / f"{name}.json"
-    if add:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is not there, so there is nothing to add to: run without --add.")
-        result = add_result(json.loads(file.read_text()), result, kept)
-    parts = {key: value for key, value in result.items() if key != "pairs"}
-    # A line per pair: thousands of them, and a change of one is a change of one line.
-    pairs = ",\n".join(json.dumps(row) for row in result["pairs"])
-    text = json.dumps(parts, indent=1, allow_nan=False).removesuffix("\n}") + f',\n "pairs": [\n{pairs}\n]}}\n'
-    write_whole(file, text)
+    })  # fmt: skip
+    records.write()
     return write_page(docs, name)
 
 
 def write_page(docs: Path, name: str) -> Path:
-    """Writes page and charts from `results/NAME.json` and from the searches beside it."""
-    file = docs / "results" / f"{name}.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there: run the plan first, without --page_only.")
-    result = json.loads(file.read_text())
-    found = {kind: docs / "results" / f"{name}_{kind}.json" for kind in ("search", "ideas")}
-    searches = {kind: json.loads(path.read_text()) for kind, path in found.items() if path.is_file()}
+    """Makes `results/NAME.json`, the page `results_NAME.md` and the charts of `results/NAME_cells.jsonl`, and of the
+    searches and the earlier result beside it."""
+    found = {kind: docs / "results" / f"{name}_{kind}.json" for kind in ("search", "ideas", "earlier")}
+    others = {kind: json.loads(path.read_text()) for kind, path in found.items() if path.is_file()}
+    records = Records(docs / "results" / f"{name}_cells.jsonl")
+    if not len(records):
+        raise FileNotFoundError(f"{records.path} is not there: run the plan first, without --page_only.")
+    earlier, rows = others.pop("earlier", None), read_rows(records)
+    if earlier:
+        rows += earlier_rows(rows, earlier)
+    result = {
+        "summary": summarize(rows), "claims": claims(rows), "lines": all_lines(rows), "name": name, "records": len(records),
+        "settings": records.head["settings"], "runs": records.head["runs"],
+    }  # fmt: skip
+    if earlier:
+        result = with_earlier(result, earlier)
+    result["pairs"] = list(map(short, filter(is_shown, rows)))
+    parts = {key: value for key, value in result.items() if key != "pairs"}
+    # A line per pair: thousands of them, and a change of one is a change of one line.
+    pairs = ",\n".join(json.dumps(row) for row in result["pairs"])
+    text = json.dumps(parts, indent=1, allow_nan=False).removesuffix("\n}") + f',\n "pairs": [\n{pairs}\n]}}\n'
+    write_whole(docs / "results" / f"{name}.json", text)
     save_conditions(result, docs / "images" / f"{name}_conditions.png")
     save_pairs(result, docs / "images" / f"{name}_pairs.png")
-    write_whole(docs / f"results_{name}.md", page(result, searches))
+    write_whole(docs / f"results_{name}.md", page(result, others))
     return docs / f"results_{name}.md"
 
 
@@ -167,10 +173,6 @@ def main(argv: list[str] | None = None) -> int:
         unplanned = sorted(set(args.conditions or ()) - {cell.condition.name for cell in cells})
         if unplanned:
             raise ValueError(f"The plan {args.plan!r} has no {', '.join(unplanned)}: try --plan full.")
-        if args.conditions and not (args.add or args.dry_run or args.name != "claims"):
-            raise ValueError(
-                "A part of the plan would replace the results of all of it: give --add, or another --name."
-            )
         if args.dry_run:
             kept = sum(not runner.missing(cell, runner.read(cell)) for cell in sorted(cells, key=lambda c: c.zoo))
             print("\n".join(map(describe, cells)))
@@ -182,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
                 run_cells(cells, runner, args.processes, args.minutes, not args.disable_tqdm)
             except RuntimeError as error:
                 failed = error  # what could be measured is worth a report
-        print(f"Written: {write_report(cells, runner, args.docs_dir, command, args.name, args.add)}")
+        print(f"Written: {write_report(cells, runner, args.docs_dir, command, args.name)}")
         if failed is not None:
             raise failed
     except (ValueError, OSError, RuntimeError) as error:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -272,25 +271,22 @@ class TestTraining:
         assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def bits(accuracy: float, n: int = 100) -> str:
+def bits(accuracy: float, n: int = 100) -> np.ndarray:
     """The first are right."""
-    return "1" * round(accuracy * n) + "0" * (n - round(accuracy * n))
+    return np.arange(n) < round(accuracy * n)
 
 
-class Kept:
-    """A runner that has cells with accuracies by hand: `(zoo, task, condition, sources, seed): {member: accuracy}`."""
-
-    def __init__(self, accuracies: dict[tuple[Any, ...], dict[str, float]]) -> None:
-        self.accuracies, self.output = accuracies, Path("runs/claims")
-
-    def read(self, one: Any) -> dict[str, Any] | None:
-        key = (one.zoo, one.task, one.condition.name, one.sources, one.seed)
-        if key not in self.accuracies or one.measured != one.task:
-            return None
-        return {"correct": {member: bits(value) for member, value in self.accuracies[key].items()}}
+def records(claims: SimpleNamespace, accuracies: dict[tuple[Any, ...], dict[str, float]]) -> list[Any]:
+    """Of accuracies by hand: `(zoo, task, condition, sources, seed): {member: accuracy}`."""
+    return [
+        claims.records.Record(
+            zoo, task, condition, sources, task, seed, {name: bits(of) for name, of in found.items()}
+        )
+        for (zoo, task, condition, sources, seed), found in accuracies.items()
+    ]
 
 
-def by_hand(claims: SimpleNamespace) -> tuple[list[Any], Kept]:
+def by_hand(claims: SimpleNamespace) -> list[Any]:
     """Three zoos of two members; on both tasks the transfer recipe adds 10, 20 and 30 points to the model held out, the
     paper's adds 10 in each zoo and takes 20 from `b` in zoo 2."""
     kept = {}
@@ -304,14 +300,12 @@ def by_hand(claims: SimpleNamespace) -> tuple[list[Any], Kept]:
                 lost = -0.2 if index == 2 else 0.1
                 kept[(zoo, task, "paper", ("a",), seed)] = {"a": 0.8, "b": 0.4 + lost}
                 kept[(zoo, task, "paper", ("b",), seed)] = {"a": 0.6, "b": 0.8}
-    cells = claims.plan.make_plan("core", dict.fromkeys(("0", "1", "2"), ("a", "b")), seeds=(0, 1))
-    return cells, Kept(kept)
+    return records(claims, kept)
 
 
 class TestSummary:
     def test_of_cells_by_hand(self, claims) -> None:
-        cells, kept = by_hand(claims)
-        rows = claims.summary.read_rows(cells, kept)
+        rows = claims.summary.read_rows(by_hand(claims))
         summary = claims.summary.summarize(rows)
         assert summary["heldout_gain_transfer"] == pytest.approx(20)
         half = stats.t.ppf(0.975, 2) * 10 / 3**0.5
@@ -336,8 +330,7 @@ class TestSummary:
         assert 5 < low < 15 and 25 < high < 35
 
     def test_pairs(self, claims) -> None:
-        cells, kept = by_hand(claims)
-        rows = claims.summary.read_rows(cells, kept)
+        rows = claims.summary.read_rows(by_hand(claims))
         (row,) = claims.summary.select(
             [row for row in rows if row["zoo"] == "1" and row["target"] == "b"], "transfer", ["ink"]
         )
@@ -347,15 +340,13 @@ class TestSummary:
         assert (hurt["zoo"], hurt["target"], hurt["sources"]) == ("2", "b", ["a"])
 
     def test_control_zoos_and_shared_towers_are_apart(self, claims) -> None:
-        kept = Kept({
+        kept = records(claims, {
             ("0", "ink", "zero", (), 0): {"blip2": 0.5, "instructblip": 0.5, "llava": 0.5},
             ("0", "ink", "transfer", ("blip2",), 0): {"blip2": 0.9, "instructblip": 0.9, "llava": 0.6},
             ("nocue", "ink", "zero", (), 0): {"blip2": 0.5, "llava": 0.5},
             ("nocue", "ink", "transfer", ("blip2",), 0): {"blip2": 0.6, "llava": 0.4},
         })  # fmt: skip
-        members = ("blip2", "instructblip", "llava")
-        cells = claims.plan.make_plan("full", {"0": members, "nocue": ("blip2", "llava")}, tasks=("ink",), seeds=(0,))
-        summary = claims.summary.summarize(claims.summary.read_rows(cells, kept))
+        summary = claims.summary.summarize(claims.summary.read_rows(kept))
         assert summary["heldout_gain_transfer"] == pytest.approx(25)
         assert summary["heldout_gain_transfer_without_shared_tower"] == pytest.approx(10)
         # Zoo 0's instructblip chose the recipe; its llava too.
@@ -422,56 +413,29 @@ class TestSummary:
 
 
 class TestReport:
-    def test_page_and_charts_are_made_from_the_file(self, claims, tmp_path) -> None:
-        cells, kept = by_hand(claims)
-        kept.settings = claims.experiment.Settings()
-        path = claims.script.write_report(cells, kept, tmp_path, "python examples/reproduce_claims.py", "claims")
+    def test_all_is_made_from_the_records(self, claims, tmp_path) -> None:
+        kept = claims.records.Records(tmp_path / "results" / "claims_cells.jsonl")
+        kept.take(by_hand(claims))
+        kept.head["settings"] = asdict(claims.experiment.Settings())
+        kept.add_run({"command": "python x", "cells": 90, "kept": 54, "machine": "this", "versions": {"torch": "2"}})
+        kept.write()
+        assert claims.script.main(["--page_only", "--docs_dir", str(tmp_path)]) == 0
         result = json.loads((tmp_path / "results" / "claims.json").read_text())
         assert result["summary"]["heldout_gain_transfer"] == pytest.approx(20)
         assert len(result["pairs"]) == 3 * 2 * (2 + 2 * 4) and "differences" not in result["pairs"][0]
-        text = path.read_text()
+        text = (tmp_path / "results_claims.md").read_text()
         assert text == claims.tables.page(result, {})
         assert "| transfer recipe | +45.0 [+45.0, +45.0] | +20.0 [-4.8, +44.8] |" in text
-        assert "not measured" in text and "built in" in text
+        assert "Measured by `python x` (54 of its 90 cells have been run)." in text and "54 cells; this page" in text
+        assert "not measured" in text and "built in" in text and "†" not in text
         pictures = sorted(path.name for path in (tmp_path / "images").iterdir())
         assert pictures == ["claims_conditions.png", "claims_pairs.png"]
-
-    def test_what_is_there_stays_and_the_rest_is_added(self, claims, tmp_path) -> None:
-        cells, kept = by_hand(claims)
-        kept.settings = claims.experiment.Settings()
-        write = lambda some, **more: claims.script.write_report(some, kept, tmp_path, "python x", "claims", **more)  # noqa: E731
-        write(cells)
-        file = tmp_path / "results" / "claims.json"
-        whole = json.loads(file.read_text())
-        names = [{"zero", "transfer"}, {"zero", "paper", "vp_paper"}]
-        first, second = ([cell for cell in cells if cell.condition.name in some] for some in names)
-        write(first)
-        kept.accuracies = {
-            key: dict.fromkeys(found, 0.9) if key[2] == "transfer" else found for key, found in kept.accuracies.items()
-        }
-        page = write(second, add=True).read_text()
-        found = json.loads(file.read_text())
-        assert sorted(map(str, found["lines"])) == sorted(map(str, whole["lines"]))
-        assert sorted(map(str, found["pairs"])) == sorted(map(str, whole["pairs"]))
-        assert found["claims"] == whole["claims"]
-        # Twelve trainings by the paper's recipe; zero borders were there.
-        assert found["added"][0]["kept"] == 24 == found["kept"] - 30
-        assert "24 of them were added by `python x`." in page
-        write(second, add=True)
-        assert json.loads(file.read_text())["added"] == found["added"]
-        assert claims.script.main(["--page_only", "--docs_dir", str(tmp_path)]) == 0
-        assert (tmp_path / "results_claims.md").read_text() == page
-        kept.settings = claims.experiment.Settings(steps=5)
-        with pytest.raises(ValueError, match=r"was made with .*'steps': 60.*use another --name"):
-            write(second, add=True)
 
     def test_a_part_of_a_plan(self, claims, zoo_folder, tmp_path, capsys) -> None:
         words = ["--zoo", str(zoo_folder), "--docs_dir", str(tmp_path), "--output_dir", str(tmp_path), "--conditions"]
         assert claims.script.main([*words, "evp", "transfer"]) == 1
         assert "The plan 'core' has no evp: try --plan full." in capsys.readouterr().err
-        assert claims.script.main([*words, "transfer"]) == 1
-        assert "would replace the results of all of it: give --add" in capsys.readouterr().err
-        assert claims.script.main([*words, "transfer", "--add", "--report_only"]) == 1
+        assert claims.script.main([*words, "transfer", "--report_only"]) == 1
         assert "No cell of this plan is kept" in capsys.readouterr().err
 
     def test_a_page_of_nothing(self, claims, tmp_path, capsys) -> None:
@@ -491,6 +455,12 @@ class TestReport:
         assert result["summary"]["pairs"] == 2 and result["settings"]["steps"] == 2
         claims.script.main([*words, "--dry_run"])
         assert "12 are kept." in capsys.readouterr().out
+        # More of the plan comes beside what there is.
+        page = tmp_path / "docs" / "results_claims.md"
+        assert "EVP" not in page.read_text()
+        assert claims.script.main([*words, "--plan", "full", "--conditions", "evp"]) == 0
+        assert "EVP" in page.read_text() and "| transfer recipe |" in page.read_text()
+        assert len(json.loads((tmp_path / "docs" / "results" / "claims.json").read_text())["runs"]) == 2
 
     def test_zoos_have_names_of_their_own(self, claims, zoo_folder, tmp_path) -> None:
         assert list(claims.script.zoo_folders(None)) == ["0"]

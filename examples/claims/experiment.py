@@ -277,15 +277,15 @@ class Runner:
             self._digests[key] = self.zoo(cell.zoo).digest(member)
         return self._digests[key]
 
-    def path(self, cell: Cell) -> Path:
-        """The file of a cell. Its name changes with all that changes the training or the rows that are measured."""
+    def made_of(self, cell: Cell) -> dict[str, Any]:
+        """All that changes the training or the rows that are measured."""
         condition = asdict(cell.condition)
         arguments = cell.condition.overrides
         if cell.condition.kind == "prompt":
             # What a recipe means is written out: when its constants change, so does the name.
             arguments = RECIPES[arguments.get("recipe", "transfer")] | arguments
         read = [*cell.sources, *(["clip"] if arguments.get("tse_weight") or arguments.get("tse_share") else [])]
-        made_of = {
+        return {
             "condition": {key: value for key, value in condition.items() if key not in ("name", "label")},
             "arguments": arguments if cell.condition.kind != "lora" else LORA_RATES,
             "cell": [cell.task if cell.learned else "", *cell.sources, cell.seed, cell.measured, cell.split],
@@ -293,11 +293,18 @@ class Runner:
             "weights": [self.digest(cell, member) for member in read],
             "settings": asdict(self.settings),
         }
-        key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+
+    def path(self, cell: Cell) -> Path:
+        """The file of a cell, named by all that made it."""
+        key = _digest(self.made_of(cell))
         sources = "+".join(cell.sources) or "none"
         on = f"-on-{cell.measured}" if cell.measured != cell.task else ""
         name = f"{cell.condition.name}-{sources}-s{cell.seed}{on}-{cell.split}-{key}.json"
         return self.output / "cells" / cell.zoo / cell.task / name
+
+    def way(self, cell: Cell) -> str:
+        """A digest of what a cell's condition means, whatever it is learned and measured on."""
+        return _digest({key: value for key, value in self.made_of(cell).items() if key not in ("cell", "weights")})
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """What is kept of a cell: nothing, some members, or all of them (`complete`)."""
@@ -370,6 +377,10 @@ class Runner:
             correct = bits(adapted, cell.measured, cell.split, settings.n_test)
         arguments = {"learning_rate": rate, "validation": {f"{key:g}": value for key, value in tried.items()}}
         return {"correct": {name: correct}, "validation": {}, "arguments": arguments, "prompt": None}
+
+
+def _digest(made_of: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_whole(path: Path, text: str) -> None:

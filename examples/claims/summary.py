@@ -1,4 +1,4 @@
-"""From cells to numbers: gains of pairs, means with intervals over zoos, and the summary of all.
+"""From records to numbers: gains of pairs, means with intervals over zoos, and the summary of all.
 
 A gain is the accuracy in a border minus that in the zero border, of the same model on the same pictures, in points. An
 interval over zoos is Student's, on the means of the zoos: zoos are what is independent. The hierarchical bootstrap
@@ -18,22 +18,21 @@ from scipy import stats
 from transferable_vp.report import paired_bootstrap
 
 from .data import REAL_TASK
-from .experiment import Runner
-from .plan import CONTROL, SHARED_TOWERS, TASKS_OF_THE_MEAN, Cell
+from .plan import CONTROL, SHARED_TOWERS, TASKS_OF_THE_MEAN
+from .records import Record
 from .search import DEVELOPMENT
 from .search import ZOO as SEARCHED_ZOO
 
 
 Row = dict[str, Any]
 RESAMPLES = 1000
-# What makes a line, and what a pair, the one that it is.
+# What makes a line the one that it is.
 LINE = ("condition", "task", "on", "sources", "role", "control")
-PAIR = ("zoo", "task", "on", "condition", "sources", "target")
 
 
-def read_rows(cells: Sequence[Cell], runner: Runner) -> list[Row]:
+def read_rows(records: Iterable[Record]) -> list[Row]:
     r"""
-    One row for every condition, sources and measured model, from the cells that are there.
+    One row for every condition, sources and measured model.
 
     Returns:
         `list` of `dict`: `zoo`, `task` (learned), `on` (measured), `condition`, `sources`, `target`, `role`
@@ -42,16 +41,15 @@ def read_rows(cells: Sequence[Cell], runner: Runner) -> list[Row]:
         pictures) and, for what follows only, `differences` (`(seeds, n)`).
     """
     found: dict[tuple[Any, ...], dict[int, np.ndarray]] = defaultdict(dict)
-    for cell in sorted(cells, key=lambda one: one.zoo):
-        kept = runner.read(cell)
-        for member, correct in (kept or {"correct": {}})["correct"].items():
-            key = (cell.zoo, cell.task, cell.measured, cell.condition.name, cell.sources, member)
-            found[key][cell.seed] = np.frombuffer(correct.encode(), np.uint8) - ord("0")
+    for one in records:
+        for member, correct in one.correct.items():
+            found[one.zoo, one.task, one.on, one.condition, one.sources, member][one.seed] = correct
     rows = []
     for (zoo, task, on, condition, sources, target), runs in found.items():
-        zero = found.get((zoo, on, on, "zero", (), target), {}).get(0)
-        if zero is None:
+        bare = found.get((zoo, on, on, "zero", (), target), {}).get(0)
+        if bare is None:
             continue  # a run that was stopped early: without the zero border there is no gain
+        zero = bare.astype(float)
         after = np.stack([runs[seed] for seed in sorted(runs)]).astype(float)
         differences = after - zero
         rows.append({
@@ -60,7 +58,7 @@ def read_rows(cells: Sequence[Cell], runner: Runner) -> list[Row]:
             "shared_tower": target not in sources and target in SHARED_TOWERS and bool(SHARED_TOWERS & set(sources)),
             "seeds": sorted(runs), "n": len(zero), "zero": 100 * float(zero.mean()),
             "gains": [100 * float(row.mean()) for row in differences], "gain": 100 * float(differences.mean()),
-            "ci95": [100 * end for end in paired_bootstrap(zero.astype(float), after)], "differences": differences,
+            "ci95": [100 * end for end in paired_bootstrap(zero, after)], "differences": differences,
         })  # fmt: skip
     return rows
 
@@ -99,14 +97,14 @@ def hierarchical_interval(rows: Sequence[Row], resamples: int = RESAMPLES, seed:
     seeds of their trainings, then test pictures.
 
     Args:
-        rows (`Sequence[dict]`): With `differences`.
+        rows (`Sequence[dict]`): With `differences`, but for rows of an earlier result.
         resamples (`int`, *optional*, defaults to 1000): How many times all is drawn.
         seed (`int`, *optional*, defaults to 0): Of the draws.
 
     Returns:
-        `list[float]`, *optional*: In points; none without rows.
+        `list[float]`, *optional*: In points; none without rows, or where one has no `differences`.
     """
-    if not rows:
+    if not rows or any(is_earlier(row) for row in rows):
         return None
     rng = np.random.default_rng(seed)
     # The same pictures for all models, as they were measured on the same.
@@ -136,6 +134,11 @@ def _draw_zoo(units: Sequence[np.ndarray], rng: np.random.Generator, every: np.n
     return total / len(units)
 
 
+def is_earlier(row: Row) -> bool:
+    """Whether a row is of a result without records, see `earlier.py`."""
+    return bool(row.get("earlier"))
+
+
 def harmed(row: Row) -> bool:
     """Whether a pair is below the zero border by more than its interval over test pictures."""
     return row["ci95"][1] < 0
@@ -152,6 +155,7 @@ def line(rows: Sequence[Row], **what: Any) -> dict[str, Any]:
         "runs": sum(len(row["gains"]) for row in rows), "zero": float(np.mean([row["zero"] for row in rows])),
         "harmed": float(np.mean([harmed(row) for row in rows])),
         "below_zero": float(np.mean([row["gain"] < 0 for row in rows])), "worst": min(row["gain"] for row in rows),
+        **({"earlier": True} if any(map(is_earlier, rows)) else {}),
     }  # fmt: skip
 
 
@@ -175,7 +179,9 @@ def difference(better: Sequence[Row], worse: Sequence[Row]) -> dict[str, Any] | 
     both = runs[0] & runs[1]
     one, other = (zoo_means(_only(rows, both)) for rows in (better, worse))
     gaps = [one[zoo] - other[zoo] for zoo in one]
-    return {"gain": float(np.mean(gaps)), "ci95": t_interval(gaps), **_extent(both)} if gaps else None
+    earlier = any(is_earlier(row) for rows in (better, worse) for row in _only(rows, both))
+    found = {"gain": float(np.mean(gaps)), "ci95": t_interval(gaps), **_extent(both)} if gaps else None
+    return found | {"earlier": True} if found and earlier else found
 
 
 def _only(rows: Sequence[Row], runs: Collection[tuple[str, str, int]]) -> list[Row]:
@@ -205,12 +211,13 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     Means are over the tasks of the mean (`colors`, `ink`), all ordered pairs of members, seeds, and then zoos.
     """
     tasks = TASKS_OF_THE_MEAN
-    found: dict[str, Any] = {"tasks": list(tasks)}
+    found: dict[str, Any] = {"tasks": list(tasks), "earlier": []}
 
     def put(name: str, some: Sequence[Row]) -> None:
         means = list(zoo_means(some).values())
         found[name] = float(np.mean(means)) if means else None
         found[f"{name}_ci95"] = t_interval(means)
+        found["earlier"] += [name] if any(map(is_earlier, some)) else []
 
     for short, condition in {
         "paper": "paper",
@@ -265,7 +272,8 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
         used = select(rows, *some, **more)
         runs = {(row["zoo"], row["task"], seed) for row in used for seed in row["seeds"]}
         found = line(used)
-        return {key: found[key] for key in ("gain", "ci95", "pairs")} | _extent(runs) if found else {}
+        kept = ("gain", "ci95", "pairs", "earlier")
+        return {key: found[key] for key in kept if key in found} | _extent(runs) if found else {}
 
     def there(numbers: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         # Of several that say the same, those that were measured speak for the claim.
@@ -300,50 +308,6 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
             for name in dict.fromkeys(row["on"] for row in rows if "+" in row["on"] and row["task"] in tasks)}),
     ]  # fmt: skip
     return [{"claim": claim, "numbers": numbers, "verdict": verdict(numbers.values())} for claim, numbers in made]
-
-
-def add_result(old: Mapping[str, Any], new: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
-    r"""
-    An earlier result with what a later one has beside it; what both have stays as it was.
-
-    Cells of an earlier run need not be at hand any more: a line stands by itself. That the zoos of one name are the same
-    zoos, nobody checks.
-
-    Args:
-        old, new (`Mapping`): Contents of a result file. The old one's `summary` stays.
-        cells (`Sequence[Cell]`): That are kept of the new one.
-
-    Raises:
-        ValueError: If the two were made with other settings.
-    """
-    if old["settings"] != new["settings"]:
-        raise ValueError(
-            f"What is there was made with {old['settings']}, and this is {new['settings']}: use another --name."
-        )
-
-    def missing(part: str, names: Sequence[str]) -> list[dict[str, Any]]:
-        there = {str([one[name] for name in names]) for one in old[part]}
-        return [one for one in new[part] if str([one[name] for name in names]) not in there]
-
-    def of_cell(cell: Cell) -> tuple[Any, ...]:
-        return cell.condition.name, cell.task, cell.measured, len(cell.sources), cell.zoo.startswith(CONTROL)
-
-    lines = missing("lines", LINE)
-    added = {(one["condition"], one["task"], one["on"], one["sources"], one["control"]) for one in lines}
-    kept = sum(of_cell(cell) in added for cell in cells)
-    # Of lines that stay, no pair of another zoo may come beside those that the means are of.
-    conditions = {(one["condition"], one["task"], one["on"]) for one in lines}
-    pairs = [one for one in missing("pairs", PAIR) if (one["condition"], one["task"], one["on"]) in conditions]
-    numbers = [one["numbers"] | {name: number for name, number in other["numbers"].items()
-                                 if number and not one["numbers"].get(name)}
-               for one, other in zip(old["claims"], new["claims"], strict=True)]  # fmt: skip
-    more = {"command": new["command"], "kept": kept, "versions": new["versions"]}
-    return {
-        **old, "lines": [*old["lines"], *lines], "pairs": [*old["pairs"], *pairs],
-        "claims": [one | {"numbers": some, "verdict": verdict(some.values())}
-                   for one, some in zip(old["claims"], numbers, strict=True)],
-        "kept": old["kept"] + kept, "added": [*old.get("added", []), *([more] if lines else [])],
-    }  # fmt: skip
 
 
 def verdict(numbers: Iterable[Mapping[str, Any]]) -> str:

@@ -13,6 +13,8 @@ from .search import ZOO as SEARCHED_ZOO
 
 
 NOTHING = "-"
+# Of what has no records, see `earlier.py`.
+EARLIER = " †"
 IDEAS_TEXT = (
     "Each is tried at one strength on top of `plain` (the search's own) and of the transfer recipe "
     "(`examples/claims/ideas.py`): every canvas through a JPEG file of quality 30 to 95; noise in every layer of the image "
@@ -49,11 +51,16 @@ def find(lines: Sequence[Mapping[str, Any]], **what: Any) -> Mapping[str, Any]:
     return next((line for line in lines if all(line[key] == value for key, value in wanted.items())), {})
 
 
+def mark(what: Mapping[str, Any]) -> str:
+    """A sign on lines and numbers of an earlier result."""
+    return EARLIER if what.get("earlier") else ""
+
+
 def cells(line: Mapping[str, Any]) -> list[str]:
     """What a table shows of a line."""
-    low, high = line["bootstrap95"]
+    ends = line["bootstrap95"]
     return [
-        points(line["gain"], line["ci95"]), f"[{low:+.1f}, {high:+.1f}]", f"{line['worst']:+.1f}",
+        points(line["gain"], line["ci95"]), f"[{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else NOTHING, f"{line['worst']:+.1f}",
         percent(line["harmed"]), percent(line["below_zero"]), f"{line['pairs']}", f"{line['runs']}",
     ]  # fmt: skip
 
@@ -65,17 +72,17 @@ def conditions_table(lines: Sequence[Mapping[str, Any]], task: str, control: boo
         if condition.kind != "prompt":
             one = find(lines, condition=name, task=task, role="", sources=0, control=control)
             if name != "zero" and one:
-                rows.append([condition.label, NOTHING, *cells(one)])
+                rows.append([condition.label + mark(one), NOTHING, *cells(one)])
             source = find(lines, condition=name, task=task, role="source", control=control)
             if source:
                 own = points(source["gain"], source["ci95"])
-                rows.append([condition.label, own, "cannot", *[NOTHING] * 4, *cells(source)[-2:]])
+                rows.append([condition.label + mark(source), own, "cannot", *[NOTHING] * 4, *cells(source)[-2:]])
             continue
         for size in (1, 2, 3):
             sizes: dict[str, Any] = {"condition": name, "task": task, "sources": size, "control": control}
             held_out, source = find(lines, **sizes), find(lines, **sizes, role="source")
             if held_out:
-                label = condition.label + (f", {size} sources" if size > 1 else "")
+                label = condition.label + (f", {size} sources" if size > 1 else "") + mark(held_out)
                 rows.append([label, points(source.get("gain"), source.get("ci95")), *cells(held_out)])
     header = [
         "",
@@ -97,7 +104,7 @@ def elsewhere_table(lines: Sequence[Mapping[str, Any]]) -> str:
     for one in lines:
         if one["on"] != one["task"] and one["role"] == "held-out" and not one["control"]:
             source = find(lines, **{key: one[key] for key in ("condition", "task", "on", "sources")}, role="source")
-            label = CONDITIONS[one["condition"]].label
+            label = CONDITIONS[one["condition"]].label + mark(one)
             rows.append([one["task"], one["on"], label, points(source.get("gain"), source.get("ci95")), *cells(one)])
     header = ["learned on", "measured on", "", "source", "held-out [95 % over zoos]", "bootstrap", "worst pair", "harmed",
               "below zero", "pairs", "runs"]  # fmt: skip
@@ -136,7 +143,9 @@ def zoos_table(lines: Sequence[Mapping[str, Any]], task: str) -> str:
     found = [(name, find(lines, condition=name, task=task)) for name in CONDITIONS]
     found = [(name, one) for name, one in found if one]
     zoos = sorted({zoo for _, one in found for zoo in one["by_zoo"]})
-    rows = [[CONDITIONS[name].label, *(points(one["by_zoo"].get(zoo)) for zoo in zoos)] for name, one in found]
+    rows = [
+        [CONDITIONS[name].label + mark(one), *(points(one["by_zoo"].get(zoo)) for zoo in zoos)] for name, one in found
+    ]
     return table(["", *(f"zoo {zoo}" for zoo in zoos)], rows) if rows else "*Not measured.*"
 
 
@@ -157,7 +166,7 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for one in claims:
         numbers = [f"{name}: " + (f"{number['gain']:.0f} %" if number.get("share")
-                   else points(number['gain'], number['ci95'])) + extent(number)
+                   else points(number['gain'], number['ci95'])) + extent(number) + mark(number)
                    for name, number in one["numbers"].items() if number]  # fmt: skip
         rows.append([one["claim"], f"**{one['verdict']}**", "<br>".join(numbers) or NOTHING])
     return table(["claim", "here", "measured, points [95 % over zoos]"], rows)
@@ -172,8 +181,9 @@ def search_table(search: Mapping[str, Any]) -> str:
     return table(["candidate", "held-out", "worst pair", "source"], rows)
 
 
-def _added(runs: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(f"{run['kept']} of them were added by `{run['command']}`. " for run in runs)
+def _made_by(runs: Sequence[Mapping[str, Any]]) -> str:
+    some = (f"`{run['command']}` ({run['kept']:,} of its {run['cells']:,} cells have been run)" for run in runs)
+    return " and ".join(some)
 
 
 def _judged_by(search: Mapping[str, Any]) -> str:
@@ -186,17 +196,17 @@ def _judged_by(search: Mapping[str, Any]) -> str:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """The summary in sentences that end where numbers are missing."""
-    lines = []
+    lines, earlier = [], summary["earlier"]
     for short, label in (("paper", "TVP, the paper's recipe"), ("paper_lr10", "the same at learning rate 10"),
                          ("vp", "VP, the paper's rule"), ("transfer", "the transfer recipe")):  # fmt: skip
         gain = summary[f"heldout_gain_{short}"]
         if gain is not None:
             key = f"heldout_gain_{short}"
             lines.append([
-                label + only(summary[f"tasks_{short}"]), points(summary[f"source_gain_{short}"]), points(gain, summary[f"{key}_ci95"]),
+                label + only(summary[f"tasks_{short}"]) + mark({"earlier": key in earlier}), points(summary[f"source_gain_{short}"]), points(gain, summary[f"{key}_ci95"]),
                 points(summary[f"{key}_without_shared_tower"]), points(summary[f"{key}_untouched"]),
                 percent(summary[f"harmed_fraction_{short}"]), percent(summary[f"below_zero_fraction_{short}"]),
-                points(summary[f"nocue_{key}"]) + only(summary[f"nocue_tasks_{short}"]),
+                points(summary[f"nocue_{key}"]) + only(summary[f"nocue_tasks_{short}"]) + mark({"earlier": f"nocue_{key}" in earlier}),
             ])  # fmt: skip
     header = ["", "source", "held-out [95 % over zoos]", "without pairs of one tower", "not seen by the search", "harmed",
               "below zero", "zoo without the cue"]  # fmt: skip
@@ -210,9 +220,9 @@ def page(result: Mapping[str, Any], searches: Mapping[str, Mapping[str, Any]]) -
     seeds = ", ".join(map(str, summary["seeds"])) or NOTHING
     parts = [
         "# The paper's claims, measured\n",
-        f"Written by `{result['command']}` from `docs/results/{name}.json`; {result['kept']:,} of the {result['cells']:,} "
-        "cells of this plan have been run, and tables show those. " + _added(result.get("added", ())) +
-        f"Zoos {zoos}; seeds of training {seeds}; {settings['steps']} steps of {settings['batch_size']} pictures out of {settings['n_train']}; n = "
+        f"Measured by {_made_by(result['runs'])}. What every model answered to every picture is in "
+        f"`docs/results/{name}_cells.jsonl`, {result['records']:,} cells; this page and `docs/results/{name}.json` are made of "
+        f"it. Zoos {zoos}; seeds of training {seeds}; {settings['steps']} steps of {settings['batch_size']} pictures out of {settings['n_train']}; n = "
         f"{settings['n_test']} test pictures, used for no choice. Those of zoo 0 were also looked at, with `llava` as "
         "source, while the tasks were being made. Gains are in points over the zero border on the same pictures.\n",
         "*Held-out*: models that a prompt was not learned on, a mean over ordered pairs, seeds and then zoos. The interval "
@@ -220,6 +230,7 @@ def page(result: Mapping[str, Any], searches: Mapping[str, Mapping[str, Any]]) -
         "so few zoos it is too narrow. *Harmed*: pairs below the zero border by more than their 95 % interval over test "
         "pictures; *below zero*: all pairs with a mean below it, by however little. *Runs*: pairs, each as often as seeds "
         "were trained for it. A difference is of the zoos, tasks and seeds that both sides have.\n",
+        *([f"{EARLIER.strip()} {result['earlier']}\n"] if "earlier" in result else []),
         "**What is built in.** The zoo's world has a cue that a border can use: a neutral mat around a picture shows the "
         "colour of the light. Colour tasks are asked under a light that no picture was taken under in training. "
         f"The zoo `{CONTROL}` learned from a world without that cue. In `ink` the handwriting is real (scikit-learn's scans; "
@@ -262,8 +273,8 @@ def page(result: Mapping[str, Any], searches: Mapping[str, Mapping[str, Any]]) -
         "## Make it again\n", "<!-- not run: it takes hours -->\n```bash",
         *(f"python zoo/train.py --zoo_seed {zoo} --output_dir runs/zoos/{zoo}" for zoo in others),
         *([f"python zoo/train.py --no_cues --members {' '.join(control)} --output_dir runs/zoos/{CONTROL}"] if control else []),
-        f"{result['command']}\n```\n",
+        *(run["command"] for run in result["runs"]), "```\n",
+        *(f"Machine: {run['machine']}. Versions: "
+          + ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + ".\n" for run in result["runs"][-1:]),
     ]  # fmt: skip
-    parts += [f"Machine: {result['machine']}. Versions: "
-              + ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + ".\n"]  # fmt: skip
     return "\n".join(parts)
