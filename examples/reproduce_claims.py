@@ -1,6 +1,6 @@
 """The paper's claims on the zoo: trains, measures, and writes the page of results. Offline, on a CPU.
 
-    python examples/reproduce_claims.py --zoo zoo /work/zoo_seeds/1 /work/zoo_seeds/2 --plan core --processes 2
+    python examples/reproduce_claims.py --zoo zoo runs/zoos/1 runs/zoos/2 --plan core --processes 2
     python examples/reproduce_claims.py --zoo zoo --search --processes 2      # what the transfer recipe is to be
     python examples/reproduce_claims.py --zoo zoo --ideas --processes 2       # what else might have been in it
     python examples/reproduce_claims.py --zoo zoo ... --plan full --conditions evp lora

@@ -54,7 +54,7 @@ class TestRecords:
         assert records.add([one], runner) == 1
         assert [set(record.correct) for record in records] == [{"llava"}]
 
-    def test_other_models_conditions_or_settings_are_refused(self, claims, runner, tmp_path, monkeypatch) -> None:
+    def test_other_models_conditions_or_settings_are_refused(self, claims, runner, tmp_path) -> None:
         one = cell(claims, "transfer", "llava")
         runner.run(one)
         records = claims.records.Records(tmp_path / "cells.jsonl")

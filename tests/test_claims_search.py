@@ -215,6 +215,7 @@ def a_result(claims: Any) -> dict[str, Any]:
     """What a page is made of where nothing was measured."""
     run = {"command": "python x", "cells": 0, "kept": 0, "machine": "", "versions": {}}
     return {
-        "name": "claims", "runs": [run], "records": 0, "lines": [], "pairs": [], "claims": [], "settings": {"steps": 1, "batch_size": 1, "n_train": 1, "n_test": 1},
+        "name": "claims", "runs": [run], "records": 0, "lines": [], "pairs": [], "claims": [],
+        "settings": {"steps": 1, "batch_size": 1, "n_train": 1, "n_test": 1},
         "summary": claims.summary.summarize([]),
     }  # fmt: skip

@@ -307,7 +307,7 @@ class Runner:
         return _digest({key: value for key, value in self.made_of(cell).items() if key not in ("cell", "weights")})
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """What is kept of a cell: nothing, some members, or all of them (`complete`)."""
+        """What is kept of a cell: nothing, some members, or all of them."""
         path = self.path(cell)
         return json.loads(path.read_text()) if path.is_file() else None
 

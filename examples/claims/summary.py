@@ -139,6 +139,10 @@ def is_earlier(row: Row) -> bool:
     return bool(row.get("earlier"))
 
 
+def _marked(rows: Sequence[Row]) -> dict[str, bool]:
+    return {"earlier": True} if any(map(is_earlier, rows)) else {}
+
+
 def harmed(row: Row) -> bool:
     """Whether a pair is below the zero border by more than its interval over test pictures."""
     return row["ci95"][1] < 0
@@ -155,7 +159,7 @@ def line(rows: Sequence[Row], **what: Any) -> dict[str, Any]:
         "runs": sum(len(row["gains"]) for row in rows), "zero": float(np.mean([row["zero"] for row in rows])),
         "harmed": float(np.mean([harmed(row) for row in rows])),
         "below_zero": float(np.mean([row["gain"] < 0 for row in rows])), "worst": min(row["gain"] for row in rows),
-        **({"earlier": True} if any(map(is_earlier, rows)) else {}),
+        **_marked(rows),
     }  # fmt: skip
 
 
@@ -177,11 +181,12 @@ def difference(better: Sequence[Row], worse: Sequence[Row]) -> dict[str, Any] | 
     both have; none where there are none."""
     runs = [{(row["zoo"], row["task"], seed) for row in rows for seed in row["seeds"]} for rows in (better, worse)]
     both = runs[0] & runs[1]
-    one, other = (zoo_means(_only(rows, both)) for rows in (better, worse))
+    used = [_only(rows, both) for rows in (better, worse)]
+    one, other = map(zoo_means, used)
     gaps = [one[zoo] - other[zoo] for zoo in one]
-    earlier = any(is_earlier(row) for rows in (better, worse) for row in _only(rows, both))
-    found = {"gain": float(np.mean(gaps)), "ci95": t_interval(gaps), **_extent(both)} if gaps else None
-    return found | {"earlier": True} if found and earlier else found
+    if not gaps:
+        return None
+    return {"gain": float(np.mean(gaps)), "ci95": t_interval(gaps), **_extent(both), **_marked([*used[0], *used[1]])}
 
 
 def _only(rows: Sequence[Row], runs: Collection[tuple[str, str, int]]) -> list[Row]:

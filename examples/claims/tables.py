@@ -14,7 +14,7 @@ from .search import ZOO as SEARCHED_ZOO
 
 NOTHING = "-"
 # Of what has no records, see `earlier.py`.
-EARLIER = " †"
+EARLIER = "†"
 IDEAS_TEXT = (
     "Each is tried at one strength on top of `plain` (the search's own) and of the transfer recipe "
     "(`examples/claims/ideas.py`): every canvas through a JPEG file of quality 30 to 95; noise in every layer of the image "
@@ -51,9 +51,9 @@ def find(lines: Sequence[Mapping[str, Any]], **what: Any) -> Mapping[str, Any]:
     return next((line for line in lines if all(line[key] == value for key, value in wanted.items())), {})
 
 
-def mark(what: Mapping[str, Any]) -> str:
-    """A sign on lines and numbers of an earlier result."""
-    return EARLIER if what.get("earlier") else ""
+def mark(earlier: bool) -> str:
+    """A sign on what is of an earlier result."""
+    return f" {EARLIER}" if earlier else ""
 
 
 def cells(line: Mapping[str, Any]) -> list[str]:
@@ -72,17 +72,19 @@ def conditions_table(lines: Sequence[Mapping[str, Any]], task: str, control: boo
         if condition.kind != "prompt":
             one = find(lines, condition=name, task=task, role="", sources=0, control=control)
             if name != "zero" and one:
-                rows.append([condition.label + mark(one), NOTHING, *cells(one)])
+                rows.append([condition.label + mark("earlier" in one), NOTHING, *cells(one)])
             source = find(lines, condition=name, task=task, role="source", control=control)
             if source:
                 own = points(source["gain"], source["ci95"])
-                rows.append([condition.label + mark(source), own, "cannot", *[NOTHING] * 4, *cells(source)[-2:]])
+                rows.append(
+                    [condition.label + mark("earlier" in source), own, "cannot", *[NOTHING] * 4, *cells(source)[-2:]]
+                )
             continue
         for size in (1, 2, 3):
             sizes: dict[str, Any] = {"condition": name, "task": task, "sources": size, "control": control}
             held_out, source = find(lines, **sizes), find(lines, **sizes, role="source")
             if held_out:
-                label = condition.label + (f", {size} sources" if size > 1 else "") + mark(held_out)
+                label = condition.label + (f", {size} sources" if size > 1 else "") + mark("earlier" in held_out)
                 rows.append([label, points(source.get("gain"), source.get("ci95")), *cells(held_out)])
     header = [
         "",
@@ -104,7 +106,7 @@ def elsewhere_table(lines: Sequence[Mapping[str, Any]]) -> str:
     for one in lines:
         if one["on"] != one["task"] and one["role"] == "held-out" and not one["control"]:
             source = find(lines, **{key: one[key] for key in ("condition", "task", "on", "sources")}, role="source")
-            label = CONDITIONS[one["condition"]].label + mark(one)
+            label = CONDITIONS[one["condition"]].label + mark("earlier" in one)
             rows.append([one["task"], one["on"], label, points(source.get("gain"), source.get("ci95")), *cells(one)])
     header = ["learned on", "measured on", "", "source", "held-out [95 % over zoos]", "bootstrap", "worst pair", "harmed",
               "below zero", "pairs", "runs"]  # fmt: skip
@@ -144,7 +146,8 @@ def zoos_table(lines: Sequence[Mapping[str, Any]], task: str) -> str:
     found = [(name, one) for name, one in found if one]
     zoos = sorted({zoo for _, one in found for zoo in one["by_zoo"]})
     rows = [
-        [CONDITIONS[name].label + mark(one), *(points(one["by_zoo"].get(zoo)) for zoo in zoos)] for name, one in found
+        [CONDITIONS[name].label + mark("earlier" in one), *(points(one["by_zoo"].get(zoo)) for zoo in zoos)]
+        for name, one in found
     ]
     return table(["", *(f"zoo {zoo}" for zoo in zoos)], rows) if rows else "*Not measured.*"
 
@@ -166,7 +169,7 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for one in claims:
         numbers = [f"{name}: " + (f"{number['gain']:.0f} %" if number.get("share")
-                   else points(number['gain'], number['ci95'])) + extent(number) + mark(number)
+                   else points(number['gain'], number['ci95'])) + extent(number) + mark("earlier" in number)
                    for name, number in one["numbers"].items() if number]  # fmt: skip
         rows.append([one["claim"], f"**{one['verdict']}**", "<br>".join(numbers) or NOTHING])
     return table(["claim", "here", "measured, points [95 % over zoos]"], rows)
@@ -203,10 +206,10 @@ def headline(summary: Mapping[str, Any]) -> str:
         if gain is not None:
             key = f"heldout_gain_{short}"
             lines.append([
-                label + only(summary[f"tasks_{short}"]) + mark({"earlier": key in earlier}), points(summary[f"source_gain_{short}"]), points(gain, summary[f"{key}_ci95"]),
+                label + only(summary[f"tasks_{short}"]) + mark(key in earlier), points(summary[f"source_gain_{short}"]), points(gain, summary[f"{key}_ci95"]),
                 points(summary[f"{key}_without_shared_tower"]), points(summary[f"{key}_untouched"]),
                 percent(summary[f"harmed_fraction_{short}"]), percent(summary[f"below_zero_fraction_{short}"]),
-                points(summary[f"nocue_{key}"]) + only(summary[f"nocue_tasks_{short}"]) + mark({"earlier": f"nocue_{key}" in earlier}),
+                points(summary[f"nocue_{key}"]) + only(summary[f"nocue_tasks_{short}"]) + mark(f"nocue_{key}" in earlier),
             ])  # fmt: skip
     header = ["", "source", "held-out [95 % over zoos]", "without pairs of one tower", "not seen by the search", "harmed",
               "below zero", "zoo without the cue"]  # fmt: skip
@@ -230,7 +233,7 @@ def page(result: Mapping[str, Any], searches: Mapping[str, Mapping[str, Any]]) -
         "so few zoos it is too narrow. *Harmed*: pairs below the zero border by more than their 95 % interval over test "
         "pictures; *below zero*: all pairs with a mean below it, by however little. *Runs*: pairs, each as often as seeds "
         "were trained for it. A difference is of the zoos, tasks and seeds that both sides have.\n",
-        *([f"{EARLIER.strip()} {result['earlier']}\n"] if "earlier" in result else []),
+        *([f"{EARLIER} {result['earlier']}\n"] if "earlier" in result else []),
         "**What is built in.** The zoo's world has a cue that a border can use: a neutral mat around a picture shows the "
         "colour of the light. Colour tasks are asked under a light that no picture was taken under in training. "
         f"The zoo `{CONTROL}` learned from a world without that cue. In `ink` the handwriting is real (scikit-learn's scans; "
